@@ -29,7 +29,11 @@ impl BufSlice {
             "slice {offset}+{len} of a run of {}",
             self.len
         );
-        BufSlice { buf: self.buf, offset: self.offset + offset, len }
+        BufSlice {
+            buf: self.buf,
+            offset: self.offset + offset,
+            len,
+        }
     }
 }
 

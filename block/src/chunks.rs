@@ -118,7 +118,10 @@ impl ChunkMap {
 
 /// The blocks of chunk `chunk` (0 to 63) of an extent.
 pub fn chunk_range(extent: ExtentNo, chunk: u32) -> BlockRange {
-    debug_assert!(chunk < EXTENT_CHUNKS, "chunk {chunk} of an extent of {EXTENT_CHUNKS}");
+    debug_assert!(
+        chunk < EXTENT_CHUNKS,
+        "chunk {chunk} of an extent of {EXTENT_CHUNKS}"
+    );
     BlockRange::new(
         Lba(extent.first().0 + u64::from(chunk * CHUNK_BLOCKS)),
         Blocks(CHUNK_BLOCKS),
@@ -134,7 +137,11 @@ pub fn runs(mask: ChunkMask) -> impl Iterator<Item = (u32, u32)> {
         }
         let first = rest.trailing_zeros();
         let len = (rest >> first).trailing_ones();
-        rest = if first + len >= 64 { 0 } else { rest & (u64::MAX << (first + len)) };
+        rest = if first + len >= 64 {
+            0
+        } else {
+            rest & (u64::MAX << (first + len))
+        };
         Some((first, len))
     })
 }
@@ -164,14 +171,16 @@ mod tests {
     fn runs_names_each_run_once() {
         assert_eq!(runs(0).count(), 0);
         assert_eq!(runs(u64::MAX).collect::<Vec<_>>(), vec![(0, 64)]);
-        assert_eq!(runs(0b1011_0001).collect::<Vec<_>>(), vec![(0, 1), (4, 2), (7, 1)]);
+        assert_eq!(
+            runs(0b1011_0001).collect::<Vec<_>>(),
+            vec![(0, 1), (4, 2), (7, 1)]
+        );
         assert_eq!(runs(1 << 63).collect::<Vec<_>>(), vec![(63, 1)]);
     }
 
     #[test]
     fn a_range_over_extents_is_split_at_each_border() {
-        let parts: Vec<_> =
-            split_at_extents(BlockRange::new(Lba(1020), Blocks(2000))).collect();
+        let parts: Vec<_> = split_at_extents(BlockRange::new(Lba(1020), Blocks(2000))).collect();
         assert_eq!(parts[0], BlockRange::new(Lba(1020), Blocks(4)));
         assert_eq!(parts[1], BlockRange::new(Lba(1024), Blocks(1024)));
         assert_eq!(parts[2], BlockRange::new(Lba(2048), Blocks(972)));
@@ -183,7 +192,10 @@ mod tests {
         assert_eq!(BlockRange::new(Lba(0), Blocks(1024)).chunk_mask(), u64::MAX);
         assert_eq!(BlockRange::new(Lba(15), Blocks(2)).chunk_mask(), 0b11);
         assert_eq!(BlockRange::new(Lba(15), Blocks(2)).whole_chunk_mask(), 0);
-        assert_eq!(BlockRange::new(Lba(15), Blocks(18)).whole_chunk_mask(), 0b10);
+        assert_eq!(
+            BlockRange::new(Lba(15), Blocks(18)).whole_chunk_mask(),
+            0b10
+        );
         assert_eq!(BlockRange::new(Lba(1023), Blocks(1)).chunk_mask(), 1 << 63);
     }
 

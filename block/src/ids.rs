@@ -160,12 +160,16 @@ impl MemberSet {
 
     /// The members in rising order.
     pub fn iter(self) -> impl Iterator<Item = MemberId> {
-        (0..MEMBERS_MAX).filter_map(MemberId::new).filter(move |m| self.contains(*m))
+        (0..MEMBERS_MAX)
+            .filter_map(MemberId::new)
+            .filter(move |m| self.contains(*m))
     }
 }
 
 impl fmt::Debug for MemberSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.iter().map(MemberId::index)).finish()
+        f.debug_set()
+            .entries(self.iter().map(MemberId::index))
+            .finish()
     }
 }

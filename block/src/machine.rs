@@ -105,7 +105,10 @@ pub struct Actions<A> {
 
 impl<A> Default for Actions<A> {
     fn default() -> Self {
-        Actions { list: Vec::new(), bytes: Vec::new() }
+        Actions {
+            list: Vec::new(),
+            bytes: Vec::new(),
+        }
     }
 }
 
@@ -124,7 +127,10 @@ impl<A> Actions<A> {
     pub fn bytes(&mut self, bytes: &[u8]) -> Bytes {
         let start = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
         self.bytes.extend_from_slice(bytes);
-        Bytes { start, len: u32::try_from(bytes.len()).unwrap_or(0) }
+        Bytes {
+            start,
+            len: u32::try_from(bytes.len()).unwrap_or(0),
+        }
     }
 
     /// The bytes that an action names.

@@ -54,7 +54,11 @@ impl Overlap {
                 blockers += 1;
             }
         }
-        lives.push(Live { key, range, blockers });
+        lives.push(Live {
+            key,
+            range,
+            blockers,
+        });
         self.count += 1;
         blockers == 0
     }
@@ -63,8 +67,12 @@ impl Overlap {
     /// insertion order. A key that is not live is ignored.
     pub fn remove(&mut self, key: u64, range: BlockRange, freed: &mut Vec<u64>) {
         let extent = range.start.extent();
-        let Some(lives) = self.extents.get_mut(&extent) else { return };
-        let Some(at) = lives.iter().position(|live| live.key == key) else { return };
+        let Some(lives) = self.extents.get_mut(&extent) else {
+            return;
+        };
+        let Some(at) = lives.iter().position(|live| live.key == key) else {
+            return;
+        };
         let gone = lives.remove(at);
         self.count -= 1;
         for live in lives.iter_mut().skip(at) {
@@ -75,10 +83,10 @@ impl Overlap {
                 }
             }
         }
-        if lives.is_empty() {
-            if let Some(empty) = self.extents.remove(&extent) {
-                self.spare.push(empty);
-            }
+        if lives.is_empty()
+            && let Some(empty) = self.extents.remove(&extent)
+        {
+            self.spare.push(empty);
         }
     }
 

@@ -10,7 +10,10 @@ impl Monotonic {
     /// The instant `span` later; saturates.
     #[must_use]
     pub fn after(self, span: Duration) -> Monotonic {
-        Monotonic(self.0.saturating_add(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)))
+        Monotonic(
+            self.0
+                .saturating_add(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)),
+        )
     }
 
     /// Time from `earlier` to this instant; zero when `earlier` is not earlier.

@@ -121,7 +121,11 @@ impl BlockRange {
     pub fn whole_chunk_mask(self) -> u64 {
         let first = self.start.in_extent().div_ceil(CHUNK_BLOCKS);
         let end = (self.start.in_extent() + self.count.0).min(EXTENT_BLOCKS) / CHUNK_BLOCKS;
-        if end <= first { 0 } else { (u64::MAX >> (63 - (end - first - 1))) << first }
+        if end <= first {
+            0
+        } else {
+            (u64::MAX >> (63 - (end - first - 1))) << first
+        }
     }
 }
 
@@ -154,6 +158,9 @@ impl ByteRange {
     /// First block touched, and the block after the last one touched.
     pub fn block_bounds(self) -> (Lba, Lba) {
         let end = self.offset.saturating_add(self.len);
-        (Lba(self.offset >> BLOCK_SHIFT), Lba(end.div_ceil(u64::from(BLOCK_BYTES))))
+        (
+            Lba(self.offset >> BLOCK_SHIFT),
+            Lba(end.div_ceil(u64::from(BLOCK_BYTES))),
+        )
     }
 }

@@ -1,2 +1,103 @@
-//! Placeholder.
-fn main() {}
+//! Purpose: the project's automation. `cargo ci all` is what decides whether a change may land;
+//! each step can be run alone.
+//!
+//! Invariants: cheap steps run first; a failing step ends the run with its name; nothing is
+//! installed unless we are root on a Debian machine, else what is missing is named.
+//!
+//! Failure: any error exits with status 1.
+//!
+//! Start reading at: [`Step`].
+
+mod layers;
+mod licences;
+mod packages;
+mod run;
+mod tidy;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+use std::process::ExitCode;
+
+/// Runs one step of the project's checks, or all of them.
+#[derive(Debug, Parser)]
+#[command(name = "cargo ci")]
+struct Args {
+    /// What to run.
+    #[arg(value_enum)]
+    step: Step,
+    /// Simulation seeds to run in the `sim` step (fixed regression seeds run besides).
+    #[arg(long, default_value_t = 3000)]
+    seeds: u64,
+}
+
+/// The steps, in the order in which `all` runs them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Step {
+    /// Everything below, in this order.
+    All,
+    /// Debian packages that the tests need: installed as root, else named.
+    Packages,
+    /// `cargo fmt --check`.
+    Fmt,
+    /// Dependencies between crates against the table of what is allowed.
+    Layers,
+    /// Licences, sources and duplicates of third-party crates.
+    Licences,
+    /// Style that no compiler checks.
+    Tidy,
+    /// Clippy with warnings as errors.
+    Clippy,
+    /// Unit, table and model tests of every crate.
+    Test,
+    /// The deterministic simulator: fixed seeds and fresh ones derived from the commit.
+    Sim,
+    /// Real processes, real files, Debian's clients.
+    E2e,
+}
+
+const ORDER: [Step; 9] = [
+    Step::Packages,
+    Step::Fmt,
+    Step::Layers,
+    Step::Licences,
+    Step::Tidy,
+    Step::Clippy,
+    Step::Test,
+    Step::Sim,
+    Step::E2e,
+];
+
+fn step(step: Step, args: &Args) -> Result<()> {
+    run::title(&format!("{step:?}").to_lowercase());
+    match step {
+        Step::All => ORDER.iter().try_for_each(|s| self::step(*s, args)),
+        Step::Packages => packages::ensure(),
+        Step::Fmt => run::cargo(&["fmt", "--all", "--check"]),
+        Step::Layers => layers::check(),
+        Step::Licences => licences::check(),
+        Step::Tidy => tidy::check(),
+        Step::Clippy => run::cargo(&[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--quiet",
+            "--",
+            "-D",
+            "warnings",
+        ]),
+        Step::Test => run::cargo(&["test", "--workspace", "--quiet", "--exclude", "trilith-e2e"]),
+        Step::Sim => run::sim(args.seeds),
+        Step::E2e => run::e2e(),
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match step(args.step, &args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            run::say(&format!("cargo ci: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,6 +1,8 @@
 //! Frames: a 64-byte header, an extension of up to 2048 bytes, and a payload. Little-endian.
 
-use crate::limits::{EXT_BYTES_MAX, HEAD_BYTES_MAX, HEADER_BYTES, MAP_BYTES_MAX, PAYLOAD_BYTES_MAX};
+use crate::limits::{
+    EXT_BYTES_MAX, HEAD_BYTES_MAX, HEADER_BYTES, MAP_BYTES_MAX, PAYLOAD_BYTES_MAX,
+};
 use crate::message::{Kind, Message};
 use alloc::vec::Vec;
 use trilith_block::Buffers;
@@ -86,15 +88,24 @@ pub struct Header {
 
 /// Reads a little-endian number at a fixed place; zero beyond the end.
 pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    bytes.get(at..at + 2).and_then(|b| b.try_into().ok()).map_or(0, u16::from_le_bytes)
+    bytes
+        .get(at..at + 2)
+        .and_then(|b| b.try_into().ok())
+        .map_or(0, u16::from_le_bytes)
 }
 /// See [`u16_at`].
 pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
+    bytes
+        .get(at..at + 4)
+        .and_then(|b| b.try_into().ok())
+        .map_or(0, u32::from_le_bytes)
 }
 /// See [`u16_at`].
 pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+    bytes
+        .get(at..at + 8)
+        .and_then(|b| b.try_into().ok())
+        .map_or(0, u64::from_le_bytes)
 }
 
 impl Header {
@@ -139,7 +150,10 @@ impl Header {
         let kind = Kind::from_byte(header.kind).ok_or(WireError::Type(header.kind))?;
         if usize::from(header.ext_len8) * 8 > EXT_BYTES_MAX {
             let len = u32::from(header.ext_len8) * 8;
-            return Err(WireError::ExtLength { kind: header.kind, len });
+            return Err(WireError::ExtLength {
+                kind: header.kind,
+                len,
+            });
         }
         let payload_max = match kind {
             Kind::Append | Kind::Repair | Kind::Data => PAYLOAD_BYTES_MAX,
@@ -147,7 +161,10 @@ impl Header {
             _ => 0,
         };
         if header.payload_len > payload_max {
-            return Err(WireError::PayloadLength { kind: header.kind, len: header.payload_len });
+            return Err(WireError::PayloadLength {
+                kind: header.kind,
+                len: header.payload_len,
+            });
         }
         Ok(header)
     }
@@ -175,7 +192,10 @@ impl Encoder {
         self.head.resize(HEADER_BYTES, 0);
         let mut header = message.to_header(&mut self.head);
         let ext = self.head.len() - HEADER_BYTES;
-        assert!(ext <= EXT_BYTES_MAX, "extension of {ext} bytes, at most {EXT_BYTES_MAX}");
+        assert!(
+            ext <= EXT_BYTES_MAX,
+            "extension of {ext} bytes, at most {EXT_BYTES_MAX}"
+        );
         self.head.resize(HEADER_BYTES + ext.next_multiple_of(8), 0);
         header.ext_len8 = u16::try_from(ext.div_ceil(8)).unwrap_or(u16::MAX);
         header.payload_len = payload_len;
@@ -197,7 +217,10 @@ pub struct Decoder {
 
 impl Default for Decoder {
     fn default() -> Self {
-        Decoder { head: Vec::with_capacity(HEAD_BYTES_MAX), header: Header::default() }
+        Decoder {
+            head: Vec::with_capacity(HEAD_BYTES_MAX),
+            header: Header::default(),
+        }
     }
 }
 
@@ -225,7 +248,12 @@ impl Decoder {
     /// # Panics
     /// When `bytes` is not as long as `want` said (a bug of the driver).
     pub fn feed(&mut self, bytes: &[u8], data: &dyn Buffers) -> Result<bool, WireError> {
-        assert!(bytes.len() == self.want(), "{} bytes, wanted {}", bytes.len(), self.want());
+        assert!(
+            bytes.len() == self.want(),
+            "{} bytes, wanted {}",
+            bytes.len(),
+            self.want()
+        );
         if self.head.is_empty() {
             self.header = Header::decode(bytes)?;
         }

@@ -19,7 +19,9 @@ extern crate alloc;
 extern crate std;
 
 pub mod auth;
+mod convert;
 pub mod frame;
+pub mod kinds;
 pub mod limits;
 pub mod message;
 pub mod records;

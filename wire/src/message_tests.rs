@@ -1,10 +1,10 @@
 use super::*;
-use crate::frame::{Decoder, Encoder};
+use crate::frame::{Decoder, Encoder, WireError};
 use crate::limits::HEADER_BYTES;
 use crate::state::StateFlags;
 use std::vec;
 use std::vec::Vec;
-use trilith_block::{BufId, BufSlice, Buffers, SyncEpoch};
+use trilith_block::{BlockRange, Blocks, BufId, BufSlice, Buffers, Lba, SyncEpoch};
 
 /// Only the checksum is used by the codec.
 struct Crc;
@@ -27,7 +27,11 @@ impl Buffers for Crc {
         for byte in bytes {
             crc ^= u32::from(*byte);
             for _ in 0..8 {
-                crc = if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 };
+                crc = if crc & 1 == 1 {
+                    (crc >> 1) ^ 0x82f6_3b78
+                } else {
+                    crc >> 1
+                };
             }
         }
         !crc
@@ -50,7 +54,10 @@ fn state() -> ReplicaState {
         term: Term(5),
         attach_epoch: 6,
         cfg_gen: 7,
-        se: SyncEpoch { term: Term(8), n: 9 },
+        se: SyncEpoch {
+            term: Term(8),
+            n: 9,
+        },
         iss: MemberSet(7),
         trk: MemberSet(3),
         loss: 10,
@@ -64,7 +71,11 @@ fn state() -> ReplicaState {
         credit_bytes: 17,
         member: member(2),
         voters: MemberSet(7),
-        flags: StateFlags { tainted: true, need: true, ..StateFlags::default() },
+        flags: StateFlags {
+            tainted: true,
+            need: true,
+            ..StateFlags::default()
+        },
         lease_left_ms: 18,
         window_count: 19,
     }
@@ -76,7 +87,12 @@ fn all() -> Vec<(Message<'static>, u32)> {
     let idx = Idx(1234);
     let range = BlockRange::new(Lba(1022), Blocks(2));
     let crcs: &[u8] = &[1, 2, 3, 4, 5, 6, 7, 8];
-    let vote = Prevote { term, attach_epoch: 2, cfg_gen: 3, release_lease_of: Uuid([9; 16]) };
+    let vote = Prevote {
+        term,
+        attach_epoch: 2,
+        cfg_gen: 3,
+        release_lease_of: Uuid([9; 16]),
+    };
     let hello = Hello {
         volume: Uuid([1; 16]),
         engine: Uuid([2; 16]),
@@ -117,7 +133,15 @@ fn all() -> Vec<(Message<'static>, u32)> {
         ),
         (Message::Auth { proof: [5; 32] }, 0),
         (Message::Welcome(state()), 0),
-        (Message::Refused { reason: Reason::Secret, term, attach_epoch: 1, detail: 2 }, 0),
+        (
+            Message::Refused {
+                reason: Reason::Secret,
+                term,
+                attach_epoch: 1,
+                detail: 2,
+            },
+            0,
+        ),
         (Message::Prevote(vote), 0),
         (
             Message::PrevoteReply {
@@ -129,7 +153,13 @@ fn all() -> Vec<(Message<'static>, u32)> {
             0,
         ),
         (Message::Vote(vote), 0),
-        (Message::Promise { term, state: state() }, 0),
+        (
+            Message::Promise {
+                term,
+                state: state(),
+            },
+            0,
+        ),
         (
             Message::Nack {
                 reason: Reason::Term,
@@ -141,7 +171,15 @@ fn all() -> Vec<(Message<'static>, u32)> {
             },
             0,
         ),
-        (Message::GetMap { term, map: MapKind::Dirty, member: member(3), from: 77 }, 0),
+        (
+            Message::GetMap {
+                term,
+                map: MapKind::Dirty,
+                member: member(3),
+                from: 77,
+            },
+            0,
+        ),
         (
             Message::Map {
                 term,
@@ -155,15 +193,64 @@ fn all() -> Vec<(Message<'static>, u32)> {
         ),
         (Message::Reconcile { term, loss: 3 }, 0),
         (Message::ReconcileDone { term }, 0),
-        (Message::Repair { term, range, tag: 8, zero: false, rebuild: true, crcs }, 8192),
-        (Message::Repair { term, range, tag: 8, zero: true, rebuild: false, crcs: &[] }, 0),
-        (Message::RepairDone { term, tag: 8, status }, 0),
-        (Message::TermStart { term, start: idx, iss: MemberSet(3), loss: 1 }, 0),
+        (
+            Message::Repair {
+                term,
+                range,
+                tag: 8,
+                zero: false,
+                rebuild: true,
+                crcs,
+            },
+            8192,
+        ),
+        (
+            Message::Repair {
+                term,
+                range,
+                tag: 8,
+                zero: true,
+                rebuild: false,
+                crcs: &[],
+            },
+            0,
+        ),
+        (
+            Message::RepairDone {
+                term,
+                tag: 8,
+                status,
+            },
+            0,
+        ),
+        (
+            Message::TermStart {
+                term,
+                start: idx,
+                iss: MemberSet(3),
+                loss: 1,
+            },
+            0,
+        ),
         (Message::TermStartDone { term, start: idx }, 0),
         (Message::Opened { term }, 0),
         (Message::Append(append), 8192),
-        (Message::Append(Append { op: EntryOp::Discard, crcs: &[], ..append }), 0),
-        (Message::Append(Append { header_only: true, crcs: &[], ..append }), 0),
+        (
+            Message::Append(Append {
+                op: EntryOp::Discard,
+                crcs: &[],
+                ..append
+            }),
+            0,
+        ),
+        (
+            Message::Append(Append {
+                header_only: true,
+                crcs: &[],
+                ..append
+            }),
+            0,
+        ),
         (
             Message::Ack {
                 term,
@@ -178,7 +265,15 @@ fn all() -> Vec<(Message<'static>, u32)> {
             0,
         ),
         (Message::EntryFailed { term, idx, status }, 0),
-        (Message::Flush { term, idx, tidx: Idx(2), sent_at: 3 }, 0),
+        (
+            Message::Flush {
+                term,
+                idx,
+                tidx: Idx(2),
+                sent_at: 3,
+            },
+            0,
+        ),
         (Message::FlushDone { term, idx }, 0),
         (
             Message::SyncSet {
@@ -193,22 +288,76 @@ fn all() -> Vec<(Message<'static>, u32)> {
             0,
         ),
         (Message::SyncSetDone { term, idx, n: 2 }, 0),
-        (Message::Read { term, range, rid: 6 }, 0),
-        (Message::Data { term, rid: 6, status: EntryStatus::Done, range, zero: false, crcs }, 8192),
-        (Message::Data { term, rid: 6, status, range, zero: false, crcs: &[] }, 0),
-        (Message::Heartbeat { term, commit: idx, tidx: Idx(3), sent_at: 4 }, 0),
         (
-            Message::HeartbeatDone { term, upto: idx, free_extents: 1, w: Idx(3), echo: 4 },
+            Message::Read {
+                term,
+                range,
+                rid: 6,
+            },
             0,
         ),
         (
-            Message::Told { term, n: 3, iss: MemberSet(3), trk: MemberSet(7), start: idx },
+            Message::Data {
+                term,
+                rid: 6,
+                status: EntryStatus::Done,
+                range,
+                zero: false,
+                crcs,
+            },
+            8192,
+        ),
+        (
+            Message::Data {
+                term,
+                rid: 6,
+                status,
+                range,
+                zero: false,
+                crcs: &[],
+            },
+            0,
+        ),
+        (
+            Message::Heartbeat {
+                term,
+                commit: idx,
+                tidx: Idx(3),
+                sent_at: 4,
+            },
+            0,
+        ),
+        (
+            Message::HeartbeatDone {
+                term,
+                upto: idx,
+                free_extents: 1,
+                w: Idx(3),
+                echo: 4,
+            },
+            0,
+        ),
+        (
+            Message::Told {
+                term,
+                n: 3,
+                iss: MemberSet(3),
+                trk: MemberSet(7),
+                start: idx,
+            },
             0,
         ),
         (Message::ToldDone { term }, 0),
         (Message::NeedSet { term }, 0),
         (Message::NeedSetDone { term }, 0),
-        (Message::DirtyClear { term, member: member(1), crc: 5 }, 16),
+        (
+            Message::DirtyClear {
+                term,
+                member: member(1),
+                crc: 5,
+            },
+            16,
+        ),
         (Message::Seal { term, idx }, 0),
         (Message::SealDone { term, sealed: true }, 0),
         (Message::StepDown { term }, 0),
@@ -265,15 +414,25 @@ fn any_flipped_bit_is_noticed() {
 #[test]
 fn a_payload_that_does_not_fit_its_frame_is_an_error() {
     let mut encoder = Encoder::new();
-    let heartbeat =
-        Message::Heartbeat { term: Term(1), commit: Idx(0), tidx: Idx(0), sent_at: 0 };
+    let heartbeat = Message::Heartbeat {
+        term: Term(1),
+        commit: Idx(0),
+        tidx: Idx(0),
+        sent_at: 0,
+    };
     let head = encoder.head(&heartbeat, 4096, &Crc).to_vec();
-    assert!(matches!(decode(&head), Err(WireError::PayloadLength { .. })));
+    assert!(matches!(
+        decode(&head),
+        Err(WireError::PayloadLength { .. })
+    ));
     for (message, payload_len) in all() {
         if let Message::Append(_) | Message::Repair { .. } | Message::Data { .. } = message {
             let head = encoder.head(&message, payload_len ^ 4096, &Crc).to_vec();
             let decoded = decode(&head).and_then(|(d, _)| d.message().map(|_| ()));
-            assert!(matches!(decoded, Err(WireError::PayloadLength { .. })), "{message:?}");
+            assert!(
+                matches!(decoded, Err(WireError::PayloadLength { .. })),
+                "{message:?}"
+            );
         }
     }
 }
@@ -319,12 +478,30 @@ fn proofs_differ_by_role_and_by_every_bound_value() {
     assert!(!verify(&secret, Role::Replica, &binding, &good));
     assert!(!verify(&[8; 32], Role::Engine, &binding, &good));
     for other in [
-        Binding { engine_nonce: [9; 32], ..binding },
-        Binding { replica_nonce: [9; 32], ..binding },
-        Binding { volume: Uuid([9; 16]), ..binding },
-        Binding { engine: Uuid([9; 16]), ..binding },
-        Binding { replica: Uuid([9; 16]), ..binding },
-        Binding { protocol: 2, ..binding },
+        Binding {
+            engine_nonce: [9; 32],
+            ..binding
+        },
+        Binding {
+            replica_nonce: [9; 32],
+            ..binding
+        },
+        Binding {
+            volume: Uuid([9; 16]),
+            ..binding
+        },
+        Binding {
+            engine: Uuid([9; 16]),
+            ..binding
+        },
+        Binding {
+            replica: Uuid([9; 16]),
+            ..binding
+        },
+        Binding {
+            protocol: 2,
+            ..binding
+        },
     ] {
         assert!(!verify(&secret, Role::Engine, &other, &good));
     }

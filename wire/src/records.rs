@@ -25,9 +25,10 @@ impl ChunkRecord {
 
     /// Reads the records of a payload; a last partial one is ignored.
     pub fn decode_all(payload: &[u8]) -> impl Iterator<Item = ChunkRecord> + '_ {
-        payload
-            .chunks_exact(Self::BYTES)
-            .map(|b| ChunkRecord { extent: ExtentNo(u32_at(b, 0)), mask: u64_at(b, 8) })
+        payload.chunks_exact(Self::BYTES).map(|b| ChunkRecord {
+            extent: ExtentNo(u32_at(b, 0)),
+            mask: u64_at(b, 8),
+        })
     }
 }
 

@@ -119,7 +119,13 @@ impl ReplicaState {
         for v in [self.se.n, self.iss.0, self.trk.0, self.loss] {
             out.extend_from_slice(&v.to_le_bytes());
         }
-        for v in [self.w.0, self.upto.0, self.tidx.0, self.capacity, self.free_extents] {
+        for v in [
+            self.w.0,
+            self.upto.0,
+            self.tidx.0,
+            self.capacity,
+            self.free_extents,
+        ] {
             out.extend_from_slice(&v.to_le_bytes());
         }
         let member = u32::try_from(self.member.index()).unwrap_or(0);
@@ -155,7 +161,10 @@ impl ReplicaState {
             term: Term(u64_at(bytes, 64)),
             attach_epoch: u64_at(bytes, 72),
             cfg_gen: u64_at(bytes, 80),
-            se: SyncEpoch { term: Term(u64_at(bytes, 88)), n: u32_at(bytes, 96) },
+            se: SyncEpoch {
+                term: Term(u64_at(bytes, 88)),
+                n: u32_at(bytes, 96),
+            },
             iss: MemberSet(u32_at(bytes, 100)),
             trk: MemberSet(u32_at(bytes, 104)),
             loss: u32_at(bytes, 108),

@@ -1,0 +1,108 @@
+//! Runs commands and says what runs.
+
+use anyhow::{Context, Result, bail};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::Command;
+
+/// One line to the user. A closed standard error is not worth a failure.
+pub(crate) fn say(line: &str) {
+    drop(writeln!(std::io::stderr(), "{line}"));
+}
+
+/// The head of a step.
+pub(crate) fn title(name: &str) {
+    say(&format!("==> {name}"));
+}
+
+/// The repository's root.
+pub(crate) fn root() -> PathBuf {
+    let mut dir = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    dir.pop();
+    dir
+}
+
+/// Runs a command in the root and fails when it does.
+pub(crate) fn command(program: &str, args: &[&str]) -> Result<()> {
+    let status = Command::new(program)
+        .args(args)
+        .current_dir(root())
+        .status()
+        .with_context(|| format!("run {program}"))?;
+    if !status.success() {
+        bail!("`{program} {}` failed: {status}", args.join(" "));
+    }
+    Ok(())
+}
+
+/// Runs cargo.
+pub(crate) fn cargo(args: &[&str]) -> Result<()> {
+    command("cargo", args)
+}
+
+/// Output of a command in the root.
+pub(crate) fn output(program: &str, args: &[&str]) -> Result<String> {
+    let output = Command::new(program)
+        .args(args)
+        .current_dir(root())
+        .output()
+        .with_context(|| format!("run {program}"))?;
+    if !output.status.success() {
+        bail!("`{program} {}` failed: {}", args.join(" "), output.status);
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("read what {program} printed"))
+}
+
+/// `cargo metadata` of the workspace.
+pub(crate) fn metadata(with_dependencies: bool) -> Result<serde_json::Value> {
+    let mut args = vec!["metadata", "--format-version", "1", "--locked"];
+    if !with_dependencies {
+        args.push("--no-deps");
+    }
+    serde_json::from_str(&output("cargo", &args)?).context("parse cargo metadata")
+}
+
+/// Files that git tracks.
+pub(crate) fn tracked() -> Result<Vec<String>> {
+    Ok(output("git", &["ls-files"])?
+        .lines()
+        .map(str::to_owned)
+        .collect())
+}
+
+/// The simulator: seeds derived from the commit, so that a run can be repeated.
+pub(crate) fn sim(seeds: u64) -> Result<()> {
+    let commit = output("git", &["rev-parse", "HEAD"])?;
+    let from = u64::from_str_radix(commit.trim().get(..12).unwrap_or("0"), 16)
+        .context("read the commit's hash as a number")?;
+    say(&format!("simulating seeds {from} to {}", from + seeds - 1));
+    let (seeds, from) = (seeds.to_string(), from.to_string());
+    cargo(&[
+        "run",
+        "--quiet",
+        "--profile",
+        "sim",
+        "-p",
+        "trilith-sim",
+        "--",
+        "--seeds",
+        &seeds,
+        "--from",
+        &from,
+    ])
+}
+
+/// The end-to-end tests, one at a time: they measure nothing, but they do fill both cores.
+pub(crate) fn e2e() -> Result<()> {
+    cargo(&["build", "--release", "--quiet", "-p", "trilith"])?;
+    cargo(&[
+        "test",
+        "--release",
+        "--quiet",
+        "-p",
+        "trilith-e2e",
+        "--",
+        "--test-threads=1",
+        "--nocapture",
+    ])
+}
