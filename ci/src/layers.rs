@@ -88,7 +88,7 @@ const LAYERS: &[Layer] = &[
             "trilith-frontend-iscsi",
         ],
     ),
-    layer("trilith-perf", "perf", false, &[]),
+    layer("perf", "perf", false, &[]),
     layer("trilith-ci", "ci", false, &[]),
     layer("trilith-e2e", "e2e", false, &[]),
 ];

@@ -1,0 +1,88 @@
+//! Runs one fio job against one target.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Where fio's requests go.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
+    /// A file, through io_uring with O_DIRECT.
+    File(String),
+    /// An NBD export.
+    Nbd(String),
+}
+
+/// What one run gave.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Figures {
+    /// Operations per second, reads and writes together.
+    pub(crate) iops: f64,
+    /// Megabytes per second.
+    pub(crate) megabytes: f64,
+    /// Median latency, microseconds.
+    pub(crate) p50_us: f64,
+    /// 99th percentile, microseconds.
+    pub(crate) p99_us: f64,
+    /// Longest, microseconds.
+    pub(crate) max_us: f64,
+    /// Operations in all.
+    pub(crate) operations: f64,
+}
+
+/// Runs the job file for `seconds` over the first `size_mib` of the target.
+pub(crate) fn run(job: &Path, place: &Place, seconds: u32, size_mib: u64) -> Result<Figures> {
+    let mut command = Command::new("fio");
+    match place {
+        Place::File(name) => {
+            command.args([
+                "--ioengine=io_uring",
+                "--direct=1",
+                &format!("--filename={name}"),
+            ]);
+        }
+        Place::Nbd(uri) => {
+            command.args(["--ioengine=nbd", &format!("--uri={uri}")]);
+        }
+    }
+    let output = command
+        .arg("--output-format=json")
+        .args([format!("--runtime={seconds}"), "--time_based=1".to_owned()])
+        .args([format!("--size={size_mib}m"), "--randrepeat=0".to_owned()])
+        .args(["--norandommap=1", "--ramp_time=1", "--group_reporting=1"])
+        .arg(job)
+        .stdin(Stdio::null())
+        .output()
+        .context("run fio")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(
+        output.status.success(),
+        "fio {}: {}: {errors}",
+        job.display(),
+        output.status
+    );
+    let start = text.find('{').context("fio printed no JSON")?;
+    let value: Value = serde_json::from_str(&text[start..]).context("parse what fio printed")?;
+    Ok(figures(&value["jobs"][0]))
+}
+
+fn figures(job: &Value) -> Figures {
+    let number = |v: &Value| v.as_f64().unwrap_or(0.0);
+    let (read, write) = (&job["read"], &job["write"]);
+    let main = if number(&read["iops"]) > number(&write["iops"]) {
+        read
+    } else {
+        write
+    };
+    let at = |p: &str| number(&main["clat_ns"]["percentile"][p]) / 1000.0;
+    Figures {
+        iops: number(&read["iops"]) + number(&write["iops"]),
+        megabytes: (number(&read["bw_bytes"]) + number(&write["bw_bytes"])) / 1e6,
+        p50_us: at("50.000000"),
+        p99_us: at("99.000000"),
+        max_us: number(&main["clat_ns"]["max"]) / 1000.0,
+        operations: number(&read["total_ios"]) + number(&write["total_ios"]),
+    }
+}

@@ -1,0 +1,92 @@
+//! Purpose: measures a volume side by side with the raw disk and with other servers, in one run, as
+//! ratios: the machine is noisy, so single figures mean little.
+//!
+//! Invariants: every round runs every target with every job, in turn; medians and spreads are over
+//! rounds; what ran, on what, is recorded with the figures.
+//!
+//! Failure: a target that cannot be started is left out, and said so.
+//!
+//! Start reading at: [`compare`], then [`targets`], then [`fio`].
+
+mod compare;
+mod fio;
+mod targets;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Benchmarks.
+#[derive(Debug, Parser)]
+#[command(name = "perf")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs fio jobs against several targets in turn.
+    Compare(CompareArgs),
+}
+
+/// What the data lies on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Media {
+    /// The file system of `--dir`.
+    Disk,
+    /// /dev/shm.
+    Ram,
+}
+
+/// Options of `compare`.
+#[derive(Debug, clap::Args)]
+struct CompareArgs {
+    /// What the data lies on.
+    #[arg(long, value_enum, default_value = "disk")]
+    media: Media,
+    /// Where to put the data for `--media disk`.
+    #[arg(long, default_value = ".")]
+    dir: PathBuf,
+    /// Targets by name, comma-separated; `raw` is always there.
+    #[arg(long, value_delimiter = ',', default_value = "trilith3,qemu-nbd")]
+    peers: Vec<String>,
+    /// Jobs by the name of their file in perf/fio without ending, comma-separated; default: all.
+    #[arg(long, value_delimiter = ',')]
+    jobs: Vec<String>,
+    /// Rounds.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Seconds of each fio run.
+    #[arg(long, default_value_t = 5)]
+    seconds: u32,
+    /// One short round: shows that everything runs, measures nothing.
+    #[arg(long)]
+    quick: bool,
+    /// Size of the volume in MiB.
+    #[arg(long, default_value_t = 2048)]
+    size_mib: u64,
+    /// Also write the figures as JSON to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+/// One line to the user. A closed output is not worth a failure.
+pub(crate) fn say(line: &str) {
+    drop(writeln!(std::io::stdout(), "{line}"));
+}
+
+fn main() -> ExitCode {
+    let result: Result<()> = match Args::parse().command {
+        Command::Compare(args) => compare::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("perf: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! The servers that are compared. Each gets the same bytes on the same medium.
+
+use crate::fio::Place;
+use anyhow::{Context, Result, bail, ensure};
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// A running target. Stopped when dropped.
+#[derive(Debug)]
+pub(crate) struct Target {
+    /// Its name in the tables.
+    pub(crate) name: String,
+    /// Where fio finds it.
+    pub(crate) place: Place,
+    children: Vec<Child>,
+}
+
+fn pause() {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "servers outside give no event to wait for"
+    )]
+    std::thread::sleep(Duration::from_millis(50));
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+fn spawn(command: &mut Command, log: &Path) -> Result<Child> {
+    let log = fs::File::create(log)?;
+    let name = format!("{:?}", command.get_program());
+    command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("start {name}"))
+}
+
+fn wait_port(port: u16) -> Result<()> {
+    for _ in 0..600 {
+        if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+            return Ok(());
+        }
+        pause();
+    }
+    bail!("nothing listens on port {port} after 30 s")
+}
+
+fn raw_file(dir: &Path, size_mib: u64) -> Result<PathBuf> {
+    let path = dir.join("raw");
+    let file = fs::File::create(&path)?;
+    file.set_len(size_mib << 20)?;
+    Ok(path)
+}
+
+/// Writes every byte once, so that no target measures first-touch allocation.
+fn fill(place: &Place, size_mib: u64) -> Result<()> {
+    let mut command = Command::new("fio");
+    match place {
+        Place::File(name) => {
+            command.args([
+                "--ioengine=io_uring",
+                "--direct=1",
+                &format!("--filename={name}"),
+            ]);
+        }
+        Place::Nbd(uri) => {
+            command.args(["--ioengine=nbd", &format!("--uri={uri}")]);
+        }
+    }
+    let output = command
+        .args([
+            "--name=fill",
+            "--rw=write",
+            "--bs=1m",
+            "--iodepth=4",
+            "--minimal",
+        ])
+        .arg(format!("--size={size_mib}m"))
+        .output()
+        .context("run fio")?;
+    ensure!(
+        output.status.success(),
+        "fill: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+/// Path of the trilith executable beside ours.
+fn trilith() -> Result<PathBuf> {
+    let path = std::env::current_exe()?.with_file_name("trilith");
+    ensure!(
+        path.exists(),
+        "{} is missing: cargo build --release -p trilith",
+        path.display()
+    );
+    Ok(path)
+}
+
+impl Target {
+    /// Starts the target called `name` with its data in `dir` (made new), filled once.
+    pub(crate) fn start(name: &str, dir: &Path, size_mib: u64) -> Result<Target> {
+        fs::create_dir_all(dir)?;
+        let mut target = Target {
+            name: name.to_owned(),
+            place: Place::File(String::new()),
+            children: Vec::new(),
+        };
+        let log = dir.join("log");
+        match name {
+            "raw" => {
+                target.place = Place::File(raw_file(dir, size_mib)?.display().to_string());
+            }
+            "qemu-nbd" => {
+                let (file, port) = (raw_file(dir, size_mib)?, free_port()?);
+                let mut command = Command::new("qemu-nbd");
+                command
+                    .args([
+                        "-f",
+                        "raw",
+                        "-b",
+                        "127.0.0.1",
+                        "-t",
+                        "-e",
+                        "8",
+                        "--discard=unmap",
+                    ])
+                    .args(["--cache=none", "--aio=io_uring", "-p", &port.to_string()])
+                    .arg(file);
+                target.serve(&mut command, &log, port)?;
+            }
+            "nbdkit-file" => {
+                let (file, port) = (raw_file(dir, size_mib)?, free_port()?);
+                let mut command = Command::new("nbdkit");
+                command
+                    .args(["-f", "-i", "127.0.0.1", "-p", &port.to_string(), "file"])
+                    .arg(file);
+                target.serve(&mut command, &log, port)?;
+            }
+            "nbdkit-memory" => {
+                let port = free_port()?;
+                let mut command = Command::new("nbdkit");
+                command.args(["-f", "-i", "127.0.0.1", "-p", &port.to_string(), "memory"]);
+                command.arg(format!("{size_mib}M"));
+                target.serve(&mut command, &log, port)?;
+            }
+            _ => match name
+                .strip_prefix("trilith")
+                .and_then(|n| n.parse::<usize>().ok())
+            {
+                Some(replicas) => target.start_trilith(replicas, dir, &log, size_mib)?,
+                None => bail!(
+                    "target {name}: expected raw, trilith1, trilith3, trilith5, qemu-nbd, \
+                     nbdkit-file or nbdkit-memory"
+                ),
+            },
+        }
+        fill(&target.place, size_mib)?;
+        Ok(target)
+    }
+
+    fn serve(&mut self, command: &mut Command, log: &Path, port: u16) -> Result<()> {
+        self.children.push(spawn(command, log)?);
+        self.place = Place::Nbd(format!("nbd://127.0.0.1:{port}/"));
+        wait_port(port)
+    }
+
+    fn start_trilith(&mut self, n: usize, dir: &Path, log: &Path, size_mib: u64) -> Result<()> {
+        let port = free_port()?;
+        let mut command = Command::new(trilith()?);
+        command
+            .args(["up", "--foreground", "--size", &format!("{size_mib}MiB")])
+            .args([
+                "--replicas",
+                &n.to_string(),
+                "--nbd",
+                &format!("127.0.0.1:{port}"),
+            ])
+            .arg("--dir")
+            .arg(dir.join("data"));
+        self.serve(&mut command, log, port)
+    }
+
+    /// Pids of the target's servers: its children and theirs.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        let mut pids: Vec<u32> = self.children.iter().map(Child::id).collect();
+        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let Some(pid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|n| n.parse::<u32>().ok())
+            else {
+                continue;
+            };
+            let stat = fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            let parent = stat
+                .rsplit(')')
+                .next()
+                .and_then(|s| s.split_whitespace().nth(1)?.parse().ok());
+            if parent.is_some_and(|p: u32| self.children.iter().any(|c| c.id() == p)) {
+                pids.push(pid);
+            }
+        }
+        pids
+    }
+
+    /// CPU seconds that the target's servers have used.
+    pub(crate) fn cpu_seconds(&self) -> f64 {
+        self.pids().iter().map(|pid| cpu_seconds(*pid)).sum()
+    }
+
+    /// Resident memory of the target's servers in MiB: (pid's command, MiB).
+    pub(crate) fn resident_mib(&self) -> Vec<(String, u64)> {
+        self.pids()
+            .iter()
+            .map(|pid| {
+                let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+                let kib = status
+                    .lines()
+                    .find_map(|l| l.strip_prefix("VmRSS:"))
+                    .and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
+                let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                let words: Vec<_> = line.split(|b| *b == 0).take(2).collect();
+                let name = String::from_utf8_lossy(&words.join(&b' ')).into_owned();
+                let short = name.rsplit('/').next().unwrap_or_default().to_owned();
+                (short, kib.unwrap_or(0) / 1024)
+            })
+            .collect()
+    }
+}
+
+fn cpu_seconds(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields: Vec<f64> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .filter_map(|v| v.parse().ok())
+        .collect();
+    // The kernel counts in hundredths of a second on every system that we build for.
+    fields.iter().sum::<f64>() / 100.0
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            // SIGTERM first: a volume stops cleanly and takes its processes with it.
+            drop(Command::new("kill").arg(child.id().to_string()).status());
+            for _ in 0..200 {
+                if matches!(child.try_wait(), Ok(Some(_))) {
+                    break;
+                }
+                pause();
+            }
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+}
