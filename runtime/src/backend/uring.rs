@@ -1,0 +1,359 @@
+//! The io_uring backend: one ring, one thread, one `io_uring_enter` a turn.
+//!
+//! Set up with the best flags the kernel takes, fewer where it refuses. Descriptors go into the
+//! ring's table of registered files and super-blocks of the arena into its registered buffers,
+//! each only if the kernel allows it. Queue operations need the memory promise of
+//! [`super::Driver::submit`]; the ring is only ever used by the thread that made it.
+
+use super::{Completion, FdRef, FdUse, SysOp, Wait};
+use crate::error::Error;
+use crate::limits::{CONNECTIONS_MAX, FILES_MAX, LISTENERS_MAX, RING_COMPLETIONS, RING_ENTRIES};
+use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
+use std::io;
+use std::os::fd::RawFd;
+
+/// Key of cancel requests, whose own completions mean nothing.
+const CANCEL_KEY: u64 = u64::MAX;
+/// `ioprio` flag of receives: do not try before the socket has polled readable (Linux 5.19).
+const POLL_FIRST: u16 = 1;
+/// Registered files: connections, listeners, data files, and a few event descriptors.
+const FILES_REGISTERED_MAX: u32 = (CONNECTIONS_MAX + FILES_MAX + LISTENERS_MAX + 8) as u32;
+/// Registered buffers: the kernel's own maximum.
+const REGIONS_MAX: u32 = 16384;
+
+pub(crate) struct Uring {
+    ring: IoUring,
+    /// Free indices of the table of registered files; empty when there is no table.
+    files_free: Vec<u32>,
+    /// Registered buffers possible.
+    regions: u32,
+    in_flight: usize,
+    enters: u64,
+    poll_first: bool,
+}
+
+impl core::fmt::Debug for Uring {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Uring")
+            .field("in_flight", &self.in_flight)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Tries set-ups from the best to the plainest.
+fn build() -> io::Result<(IoUring, &'static str)> {
+    let mut last = io::Error::from_raw_os_error(libc::ENOSYS);
+    for level in 0..4 {
+        let mut builder = IoUring::builder();
+        builder.setup_cqsize(RING_COMPLETIONS).setup_clamp();
+        let name = match level {
+            0 => {
+                builder
+                    .setup_single_issuer()
+                    .setup_defer_taskrun()
+                    .setup_submit_all();
+                builder.setup_no_sqarray();
+                "single issuer, deferred task work, no submission array"
+            }
+            1 => {
+                builder
+                    .setup_single_issuer()
+                    .setup_defer_taskrun()
+                    .setup_submit_all();
+                "single issuer, deferred task work"
+            }
+            2 => {
+                builder
+                    .setup_coop_taskrun()
+                    .setup_taskrun_flag()
+                    .setup_submit_all();
+                "cooperative task work"
+            }
+            _ => "no flags",
+        };
+        match builder.build(RING_ENTRIES) {
+            Ok(ring) => return Ok((ring, name)),
+            // EINVAL: a flag unknown to this kernel. Anything else will not change with flags.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => last = error,
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last)
+}
+
+impl Uring {
+    pub(super) fn new(regions: u32) -> Result<Uring, Error> {
+        let fail = |error: io::Error| Error::new("set up io_uring", error);
+        let (ring, flags) = build().map_err(fail)?;
+        check(&ring).map_err(fail)?;
+        let submitter = ring.submitter();
+        let files_free = match submitter.register_files_sparse(FILES_REGISTERED_MAX) {
+            Ok(()) => (0..FILES_REGISTERED_MAX).rev().collect(),
+            Err(error) => {
+                tracing::info!(%error, "io_uring: files are not registered");
+                Vec::new()
+            }
+        };
+        let wanted = regions.min(REGIONS_MAX);
+        let regions = match submitter.register_buffers_sparse(wanted) {
+            Ok(()) => wanted,
+            Err(error) => {
+                tracing::info!(%error, "io_uring: buffers are not registered");
+                0
+            }
+        };
+        tracing::debug!(
+            flags,
+            files = files_free.len(),
+            regions,
+            "io_uring is set up"
+        );
+        // POLL_FIRST and COOP_TASKRUN came with the same kernel, 5.19.
+        let poll_first = flags != "no flags";
+        Ok(Uring {
+            ring,
+            files_free,
+            regions,
+            in_flight: 0,
+            enters: 0,
+            poll_first,
+        })
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    pub(super) fn enters(&self) -> u64 {
+        self.enters
+    }
+
+    pub(super) fn attach(&mut self, raw: RawFd, usage: FdUse) -> Result<FdRef, Error> {
+        if usage == FdUse::Stream {
+            // On a non-blocking socket the ring would give EAGAIN instead of waiting.
+            // SAFETY: the caller keeps the descriptor open until `detach`.
+            let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(raw) };
+            if rustix::fs::fcntl_getfl(fd).is_ok_and(|f| f.contains(rustix::fs::OFlags::NONBLOCK))
+                && rustix::net::sockopt::socket_type(fd).is_ok()
+            {
+                rustix::io::ioctl_fionbio(fd, false)
+                    .map_err(|error| Error::new(format!("adopt descriptor {raw}"), error))?;
+            }
+        }
+        let Some(index) = self.files_free.pop() else {
+            return Ok(FdRef { raw, fixed: None });
+        };
+        match self.ring.submitter().register_files_update(index, &[raw]) {
+            Ok(_) => Ok(FdRef {
+                raw,
+                fixed: Some(index),
+            }),
+            Err(error) => {
+                tracing::debug!(%error, "io_uring: a file is not registered");
+                self.files_free.push(index);
+                Ok(FdRef { raw, fixed: None })
+            }
+        }
+    }
+
+    pub(super) fn detach(&mut self, fd: FdRef) {
+        let Some(index) = fd.fixed else { return };
+        match self.ring.submitter().register_files_update(index, &[-1]) {
+            Ok(_) => self.files_free.push(index),
+            // The slot stays taken, and the file open, until the ring is gone.
+            Err(error) => tracing::warn!(%error, "io_uring: cannot give a file back"),
+        }
+    }
+
+    /// # Safety
+    /// The region stays mapped until the ring is dropped.
+    pub(super) unsafe fn register(&mut self, index: u32, start: *mut u8, len: u32) -> bool {
+        if index >= self.regions {
+            return false;
+        }
+        let region = libc::iovec {
+            iov_base: start.cast(),
+            iov_len: len as usize,
+        };
+        // SAFETY: the region stays mapped until the ring is dropped (contract above).
+        let result = unsafe {
+            self.ring
+                .submitter()
+                .register_buffers_update(index, &[region], None)
+        };
+        if let Err(error) = &result {
+            // ENOMEM: RLIMIT_MEMLOCK. What is registered stays so; no need to try again.
+            tracing::info!(%error, index, "io_uring: the rest of the arena is not registered");
+            self.regions = index;
+        }
+        result.is_ok()
+    }
+
+    /// # Safety
+    /// As [`super::Driver::submit`].
+    pub(super) unsafe fn submit(&mut self, key: u64, fd: FdRef, op: SysOp) {
+        let entry = match fd.fixed {
+            // The crate's two descriptor types share no public trait; this is what its own
+            // `Fixed` does.
+            Some(index) => {
+                let index = types::Fd(RawFd::try_from(index).unwrap_or(-1));
+                entry_of(index, op, self.poll_first).flags(squeue::Flags::FIXED_FILE)
+            }
+            None => entry_of(types::Fd(fd.raw), op, self.poll_first),
+        };
+        // SAFETY: the caller's promise covers what the entry names until the completion.
+        unsafe { self.push(entry.user_data(key)) };
+    }
+
+    pub(super) fn cancel(&mut self, key: u64) {
+        let entry = opcode::AsyncCancel::new(key).build().user_data(CANCEL_KEY);
+        // SAFETY: a cancel request names no memory.
+        unsafe { self.push(entry) };
+    }
+
+    /// # Safety
+    /// What the entry names stays valid until its completion.
+    unsafe fn push(&mut self, entry: squeue::Entry) {
+        // SAFETY: the caller's promise is passed on.
+        let mut pushed = unsafe { self.ring.submission().push(&entry) };
+        while pushed.is_err() {
+            // The queue is full: hand it over early. EBUSY and EAGAIN pass once the kernel has
+            // worked; anything else shows at the next enter.
+            self.enters += 1;
+            if let Err(error) = self.ring.submit() {
+                tracing::debug!(%error, "early submission");
+            }
+            // SAFETY: the caller's promise is passed on.
+            pushed = unsafe { self.ring.submission().push(&entry) };
+        }
+        self.in_flight += 1;
+    }
+
+    pub(super) fn enter(&mut self, wait: Wait, out: &mut Vec<Completion>) -> Result<(), Error> {
+        self.enters += 1;
+        // With a time limit of zero the call still runs the kernel's deferred work.
+        let wait = if self.ring.completion().is_empty() {
+            wait
+        } else {
+            Wait::ZERO
+        };
+        let timeout = types::Timespec::from(wait);
+        let args = types::SubmitArgs::new().timespec(&timeout);
+        match self.ring.submitter().submit_with_args(1, &args) {
+            Ok(_) => {}
+            Err(error) => match error.raw_os_error() {
+                // Time is up; a signal; the kernel wants its completions reaped first.
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => {}
+                _ => return Err(Error::new("io_uring_enter", error)),
+            },
+        }
+        for entry in self.ring.completion() {
+            self.in_flight -= 1;
+            if entry.user_data() != CANCEL_KEY {
+                out.push(Completion {
+                    key: entry.user_data(),
+                    result: entry.result(),
+                    more: cqueue::sock_nonempty(entry.flags()),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the backend cannot do without.
+fn check(ring: &IoUring) -> io::Result<()> {
+    let params = ring.params();
+    let features = [
+        (params.is_feature_nodrop(), "NODROP"),
+        (params.is_feature_ext_arg(), "EXT_ARG"),
+        (params.is_feature_submit_stable(), "SUBMIT_STABLE"),
+        (params.is_feature_fast_poll(), "FAST_POLL"),
+    ];
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe)?;
+    let operations = [
+        (opcode::Accept::CODE, "ACCEPT"),
+        (opcode::Connect::CODE, "CONNECT"),
+        (opcode::Recv::CODE, "RECV"),
+        (opcode::SendMsg::CODE, "SENDMSG"),
+        (opcode::PollAdd::CODE, "POLL_ADD"),
+        (opcode::Read::CODE, "READ"),
+        (opcode::Write::CODE, "WRITE"),
+        (opcode::ReadFixed::CODE, "READ_FIXED"),
+        (opcode::WriteFixed::CODE, "WRITE_FIXED"),
+        (opcode::Fsync::CODE, "FSYNC"),
+        (opcode::Fallocate::CODE, "FALLOCATE"),
+        (opcode::AsyncCancel::CODE, "ASYNC_CANCEL"),
+    ];
+    let operations = operations.map(|(code, name)| (probe.is_supported(code), name));
+    match features.iter().chain(&operations).find(|(there, _)| !there) {
+        None => Ok(()),
+        Some((_, name)) => {
+            let why = format!("this kernel lacks {name}");
+            Err(io::Error::new(io::ErrorKind::Unsupported, why))
+        }
+    }
+}
+
+fn entry_of(fd: types::Fd, op: SysOp, poll_first: bool) -> squeue::Entry {
+    match op {
+        SysOp::Accept => opcode::Accept::new(fd, core::ptr::null_mut(), core::ptr::null_mut())
+            .flags(libc::SOCK_CLOEXEC)
+            .build(),
+        SysOp::Connect { address, len } => opcode::Connect::new(fd, address, len).build(),
+        SysOp::Receive {
+            piece,
+            all,
+            expect_wait,
+        } => {
+            let flags = if all { libc::MSG_WAITALL } else { 0 };
+            let ioprio = if poll_first && expect_wait {
+                POLL_FIRST
+            } else {
+                0
+            };
+            opcode::Recv::new(fd, piece.start, piece.len)
+                .flags(flags)
+                .ioprio(ioprio)
+                .build()
+        }
+        SysOp::Send { message } => {
+            let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL).unsigned_abs();
+            opcode::SendMsg::new(fd, message).flags(flags).build()
+        }
+        SysOp::Readable => opcode::PollAdd::new(fd, u32::from(libc::POLLIN.unsigned_abs())).build(),
+        SysOp::Read { piece, offset } => match piece.region {
+            Some(region) => opcode::ReadFixed::new(fd, piece.start, piece.len, region)
+                .offset(offset)
+                .build(),
+            None => opcode::Read::new(fd, piece.start, piece.len)
+                .offset(offset)
+                .build(),
+        },
+        SysOp::Write {
+            piece,
+            offset,
+            dsync,
+        } => {
+            let flags = if dsync { libc::RWF_DSYNC } else { 0 };
+            match piece.region {
+                Some(region) => opcode::WriteFixed::new(fd, piece.start, piece.len, region)
+                    .offset(offset)
+                    .rw_flags(flags)
+                    .build(),
+                None => opcode::Write::new(fd, piece.start, piece.len)
+                    .offset(offset)
+                    .rw_flags(flags)
+                    .build(),
+            }
+        }
+        SysOp::Sync => opcode::Fsync::new(fd)
+            .flags(types::FsyncFlags::DATASYNC)
+            .build(),
+        SysOp::Allocate { mode, offset, len } => opcode::Fallocate::new(fd, len)
+            .offset(offset)
+            .mode(mode)
+            .build(),
+    }
+}

@@ -1,0 +1,79 @@
+//! Maxima of the loop: each with its unit, its reason and what happens when it is reached.
+
+use core::time::Duration;
+use trilith_block::limits::{HEADER_BYTES_MAX, TRANSFER_BYTES_MAX};
+
+/// Connections of one loop, dials and those still closing included. Reached: accepting stops until
+/// one is gone (the kernel's backlog waits), a dial ends with `Closed` at once.
+pub const CONNECTIONS_MAX: usize = 1024;
+/// Listening sockets of one loop. Reached: `listen` fails.
+pub const LISTENERS_MAX: usize = 16;
+/// Open data files of one loop. Reached: `open_file` and `adopt` fail.
+pub const FILES_MAX: usize = 64;
+/// Disk operations in flight. Reached: `disk` gives the request back. Machines have lower limits of
+/// their own, so it is a second fence.
+pub const DISK_IN_FLIGHT_MAX: usize = 4096;
+/// Bytes of one connection's receive buffer: several small frames a system call, a pipe of 32 writes
+/// of 4 KiB. Allocated at the first receive; pages that are never filled cost no memory.
+pub const RECEIVE_BUFFER_BYTES: usize = 128 * 1024;
+/// A payload with at least this many bytes missing is received straight into its buffer; what is
+/// shorter is copied out of the receive buffer, which saves a system call.
+pub const DIRECT_RECEIVE_BYTES_MIN: u32 = 16 * 1024;
+/// Bytes queued for one connection and not yet taken by the kernel. Reached: the connection is
+/// closed, since its peer does not read. The machines stop taking requests long before.
+pub const OUTPUT_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Pieces of memory in one `sendmsg` (the kernel's UIO_MAXIOV). More go out in the next one.
+pub const SEND_PIECES_MAX: usize = 1024;
+/// Memory for frame heads that a connection keeps once its queue is empty, in bytes.
+pub const OUTPUT_KEPT_BYTES_MAX: usize = 64 * 1024;
+/// Frames delivered from one connection before the others get their turn.
+pub const FRAMES_PER_ROUND_MAX: usize = 256;
+/// Rounds of delivery and settling in one turn before operations are submitted. Reached: the rest
+/// waits for the next turn, which does not sleep.
+pub const ROUNDS_PER_TURN_MAX: usize = 8;
+/// How long a connection that is closed with `drain` may take to send what is queued. Reached: the
+/// rest is dropped.
+pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
+/// How long a closed connection waits for its peer's end of stream, so that the last bytes are not
+/// lost to a reset. Reached: it is torn down.
+pub const LINGER_TIME_MAX: Duration = Duration::from_secs(1);
+/// Pause after an `accept` that failed for want of descriptors or memory.
+pub const ACCEPT_RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// Longest sleep in the kernel: bounds the effect of a lost wake-up, costs nothing measurable.
+pub const SLEEP_TIME_MAX: Duration = Duration::from_secs(60);
+/// How long dropping a loop waits for the kernel to give memory back. Reached: the memory is leaked
+/// rather than unmapped under the kernel's feet.
+pub const DROP_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Times that one disk operation is started again after EINTR or EAGAIN. Reached: it fails with it.
+pub const DISK_RETRIES_MAX: u8 = 16;
+/// Messages from other threads that wait for the loop. Reached: the sender is told `Full`.
+pub const MESSAGES_MAX: usize = 256;
+/// Backlog of a listening socket, in connections; the kernel cuts it to `net.core.somaxconn`.
+pub const LISTEN_BACKLOG: i32 = 256;
+/// Entries of the submission queue. Reached: submitted early, with one more system call.
+pub const RING_ENTRIES: u32 = 512;
+/// Entries of the completion queue. Reached: the kernel keeps the overflow (NODROP is required).
+pub const RING_COMPLETIONS: u32 = 4096;
+/// Threads that do the disk calls of the plain backend.
+pub const DISK_THREADS: usize = 4;
+/// Readiness events taken from epoll at once; the rest comes with the next turn.
+pub const EPOLL_EVENTS_MAX: usize = 256;
+
+/// Bytes of the arena's unit of growth and of its longest buffer.
+pub const SUPER_BLOCK_BYTES: u32 = TRANSFER_BYTES_MAX;
+/// Arena budget when memory may be locked, in bytes.
+pub const ARENA_BYTES_DEFAULT: u64 = 64 << 20;
+/// Arena budget when RLIMIT_MEMLOCK forbids registering more, in bytes (8 MiB is the usual limit).
+pub const ARENA_BYTES_UNLOCKED: u64 = 8 << 20;
+/// Largest arena budget, in bytes: 2^20 pages fit a `BufId` beside its generation.
+pub const ARENA_BYTES_MAX: u64 = 4 << 30;
+/// Longest secret or small file read, in bytes. Reached: the file is refused.
+pub const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Slot numbers of connections take this many bits of a `ConnId`.
+pub(crate) const CONNECTION_SLOT_BITS: u32 = 16;
+
+const _: () = assert!(CONNECTIONS_MAX < (1 << CONNECTION_SLOT_BITS) - 1);
+const _: () = assert!(RECEIVE_BUFFER_BYTES >= 4 * HEADER_BYTES_MAX);
+const _: () = assert!(DIRECT_RECEIVE_BYTES_MIN as usize <= RECEIVE_BUFFER_BYTES);
+const _: () = assert!(ARENA_BYTES_MAX / 4096 <= 1 << 20);
