@@ -1,0 +1,14 @@
+//! All end-to-end tests in one binary, so that `cargo ci e2e` runs them one after the other.
+
+#[path = "suite/bad_input.rs"]
+mod bad_input;
+#[path = "suite/clients.rs"]
+mod clients;
+#[path = "suite/faults.rs"]
+mod faults;
+#[path = "suite/fencing.rs"]
+mod fencing;
+#[path = "suite/image.rs"]
+mod image;
+#[path = "suite/offline.rs"]
+mod offline;
