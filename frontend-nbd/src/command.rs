@@ -95,13 +95,16 @@ impl Command {
         }
     }
 
-    /// Bytes of payload that follow the header.
+    /// Bytes of payload that follow the header. A write always has its payload: with extended
+    /// headers its flag PAYLOAD_LEN is mandatory, but QEMU's client (10.0) leaves it out and sends
+    /// the payload all the same; a client that keeps the rule is never misread by this.
     fn payload_bytes(&self, mode: ReplyMode) -> u64 {
-        let follows = match mode {
-            ReplyMode::Extended => self.has(flag::PAYLOAD_LEN),
-            ReplyMode::Simple | ReplyMode::Structured => self.kind == command::WRITE,
-        };
-        if follows { self.len } else { 0 }
+        let flagged = mode == ReplyMode::Extended && self.has(flag::PAYLOAD_LEN);
+        if flagged || self.kind == command::WRITE {
+            self.len
+        } else {
+            0
+        }
     }
 
     /// Flags that this command may have. FUA is accepted everywhere.
@@ -152,11 +155,6 @@ impl Command {
             _ => return Err(NbdError::Inval),
         };
         if self.flags & !self.flags_allowed(mode) != 0 {
-            return Err(NbdError::Inval);
-        }
-        // Extended headers: a write without the flag has no payload to write.
-        let writes_payload = work == Work::Write;
-        if writes_payload && mode == ReplyMode::Extended && !self.has(flag::PAYLOAD_LEN) {
             return Err(NbdError::Inval);
         }
         let changes = matches!(work, Work::Write | Work::Trim | Work::WriteZeroes);

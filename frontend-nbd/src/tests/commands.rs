@@ -228,12 +228,19 @@ fn extended_payloads_are_thrown_away_where_none_belongs() {
         let reply = exchange(&mut world, id, &ask(Mode::Extended, request), &[1; 12]);
         assert_eq!(error_of(&reply, Mode::Extended), 22, "command {kind}");
     }
-    // A write whose header promises no payload.
-    let mut header = ask(Mode::Extended, some(WRITE, 0, 512));
-    header[5] = 0;
-    let reply = exchange(&mut world, id, &header, &[]);
-    assert_eq!(error_of(&reply, Mode::Extended), 22);
     assert!(!world.pipes[&id].closed);
+    world.finish();
+}
+
+#[test]
+fn an_extended_write_has_its_payload_even_without_the_flag() {
+    let mut world = world();
+    let id = connect(&mut world, Mode::Extended);
+    let mut header = ask(Mode::Extended, some(WRITE, 512, 512));
+    header[5] = 0;
+    let reply = exchange(&mut world, id, &header, &[6; 512]);
+    assert_eq!(error_of(&reply, Mode::Extended), 0);
+    assert_eq!(world.volume[512..1024], [6; 512]);
     world.finish();
 }
 
