@@ -6,7 +6,7 @@
 //! number of the first page and a generation, so that a stale id is found out. Memory that the
 //! kernel works on is *lent*: counted, and guarded against being touched meanwhile.
 
-use crate::error::Error;
+use crate::error::RuntimeError;
 use crate::limits::{
     ARENA_BYTES_DEFAULT, ARENA_BYTES_MAX, ARENA_BYTES_UNLOCKED, SUPER_BLOCK_BYTES,
 };
@@ -15,8 +15,9 @@ use trilith_block::limits::{BLOCK_BYTES, TRANSFER_BYTES_MAX};
 use trilith_block::{BufId, BufSlice, Buffers};
 
 /// log2 of pages in a super-block: the longest buffer is one super-block.
-const ORDER_MAX: u8 = (SUPER_BLOCK_BYTES / BLOCK_BYTES).trailing_zeros() as u8;
+const ORDER_MAX: u8 = 8;
 const ORDERS: usize = ORDER_MAX as usize + 1;
+const _: () = assert!(BLOCK_BYTES << ORDER_MAX == SUPER_BLOCK_BYTES);
 const SUPER_BLOCK_PAGES: u32 = 1 << ORDER_MAX;
 /// Bits of a `BufId` that hold the page number; the generation has the others.
 const PAGE_BITS: u32 = 20;
@@ -120,22 +121,23 @@ impl Arena {
     ///
     /// # Errors
     /// When the kernel refuses the mapping.
-    pub fn new(config: ArenaConfig) -> Result<Arena, Error> {
+    pub fn new(config: ArenaConfig) -> Result<Arena, RuntimeError> {
         let unit = u64::from(SUPER_BLOCK_BYTES);
         let super_blocks = (config.budget_bytes.min(ARENA_BYTES_MAX) / unit).max(1);
         let bytes = super_blocks * unit;
         let what = || format!("map an arena of {bytes} bytes");
-        let too_long = |_| Error::own(what(), std::io::ErrorKind::OutOfMemory, "address space");
+        let too_long =
+            |_| RuntimeError::own(what(), std::io::ErrorKind::OutOfMemory, "address space");
         let len = usize::try_from(bytes).map_err(too_long)?;
         let map = MmapOptions::new()
             .len(len)
             .no_reserve_swap()
             .map_anon()
-            .map_err(|error| Error::new(what(), error))?;
-        if config.huge_pages {
-            if let Err(error) = map.advise(Advice::HugePage) {
-                tracing::debug!(%error, "arena: no transparent huge pages");
-            }
+            .map_err(|error| RuntimeError::new(what(), error))?;
+        if config.huge_pages
+            && let Err(error) = map.advise(Advice::HugePage)
+        {
+            tracing::debug!(%error, "arena: no transparent huge pages");
         }
         Ok(Arena {
             map: MmapRaw::from(map),
@@ -248,6 +250,7 @@ impl Arena {
     }
 
     /// The kernel is done with it.
+    #[expect(clippy::needless_pass_by_value, reason = "a receipt is spent")]
     pub(crate) fn give_back(&mut self, loan: Loan) {
         let Loan(index) = loan;
         let LoanEntry { slice, next, .. } = self.loans[index as usize];

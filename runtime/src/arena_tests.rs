@@ -23,7 +23,7 @@ fn buffers_are_aligned_disjoint_and_keep_their_bytes() {
     let mut live: Vec<(BufSlice, u8)> = Vec::new();
     let mut expected_used = 0u64;
     for step in 0..20_000u32 {
-        if next(&mut state) % 3 != 0 {
+        if !next(&mut state).is_multiple_of(3) {
             let len = 1 + u32::try_from(next(&mut state) % 70_000).unwrap();
             if let Some(slice) = arena.alloc(len) {
                 let stamp = u8::try_from(step % 251).unwrap();

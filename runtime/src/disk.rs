@@ -2,7 +2,7 @@
 
 use crate::arena::Loan;
 use crate::backend::{FdRef, FdUse, Piece, SysOp};
-use crate::error::{Errno, Error};
+use crate::error::{Errno, RuntimeError};
 use crate::files::{DataFile, FileKind};
 use crate::io::{Event, Io, Key};
 use crate::limits::{DISK_IN_FLIGHT_MAX, DISK_RETRIES_MAX, FILES_MAX};
@@ -128,7 +128,7 @@ impl Io {
     ///
     /// # Errors
     /// When [`FILES_MAX`] files are open.
-    pub fn adopt(&mut self, data: DataFile) -> Result<FileId, Error> {
+    pub fn adopt(&mut self, data: DataFile) -> Result<FileId, RuntimeError> {
         let what = || format!("adopt {}", data.path().display());
         let free = self.disk.files.iter().position(Option::is_none);
         let index = match free {
@@ -139,7 +139,7 @@ impl Io {
             }
             None => {
                 let why = format!("{FILES_MAX} files are open");
-                return Err(Error::own(what(), io::ErrorKind::QuotaExceeded, why));
+                return Err(RuntimeError::own(what(), io::ErrorKind::QuotaExceeded, why));
             }
         };
         let fd = self.driver.attach(data.file.as_raw_fd(), FdUse::Disk)?;
@@ -163,7 +163,7 @@ impl Io {
     ///
     /// # Errors
     /// As those two.
-    pub fn open_file(&mut self, how: &crate::files::OpenFile) -> Result<FileId, Error> {
+    pub fn open_file(&mut self, how: &crate::files::OpenFile) -> Result<FileId, RuntimeError> {
         let data = DataFile::open(how)?;
         self.adopt(data)
     }
@@ -176,10 +176,10 @@ impl Io {
 
     /// Closes a file once what is in flight on it has ended; new requests are refused from now on.
     pub fn close_file(&mut self, file: FileId) {
-        if let Some(Some(entry)) = self.disk.files.get_mut(usize::from(file.index)) {
-            if entry.serial == file.serial {
-                entry.closing = true;
-            }
+        if let Some(Some(entry)) = self.disk.files.get_mut(usize::from(file.index))
+            && entry.serial == file.serial
+        {
+            entry.closing = true;
         }
         self.reap_file(file.index);
     }

@@ -26,17 +26,17 @@ impl Errno {
 /// Something could not be set up.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}: {source}")]
-pub struct Error {
+pub struct RuntimeError {
     /// What was tried, with its object.
     pub what: String,
     /// Why it failed.
     pub source: io::Error,
 }
 
-impl Error {
+impl RuntimeError {
     /// Puts what was tried in front of why it failed.
-    pub(crate) fn new(what: impl Into<String>, source: impl Into<io::Error>) -> Error {
-        Error {
+    pub(crate) fn new(what: impl Into<String>, source: impl Into<io::Error>) -> RuntimeError {
+        RuntimeError {
             what: what.into(),
             source: source.into(),
         }
@@ -47,8 +47,8 @@ impl Error {
         what: impl Into<String>,
         kind: io::ErrorKind,
         why: impl Into<String>,
-    ) -> Error {
-        Error {
+    ) -> RuntimeError {
+        RuntimeError {
             what: what.into(),
             source: io::Error::new(kind, why.into()),
         }

@@ -4,7 +4,7 @@
 //! The lock is the drain barrier (K1): requests in flight keep the open file description alive after
 //! their process has died, so the lock is free only once the last old write has landed or failed.
 
-use crate::error::Error;
+use crate::error::RuntimeError;
 use core::time::Duration;
 use crossbeam::channel::bounded;
 use rustix::fs::{FlockOperation, OFlags, flock, fstat};
@@ -69,14 +69,15 @@ impl DataFile {
     /// # Errors
     /// When it cannot be opened, is neither file nor block device, or (kind `WouldBlock`) another
     /// process holds the lock.
-    pub fn open(how: &OpenFile) -> Result<DataFile, Error> {
+    pub fn open(how: &OpenFile) -> Result<DataFile, RuntimeError> {
         let what = || format!("open {}", how.path.display());
         let is_device =
             std::fs::metadata(&how.path).is_ok_and(|entry| entry.file_type().is_block_device());
-        let (file, direct) = open_at(how, is_device).map_err(|error| Error::new(what(), error))?;
+        let (file, direct) =
+            open_at(how, is_device).map_err(|error| RuntimeError::new(what(), error))?;
         let kind = file
             .metadata()
-            .map_err(|error| Error::new(what(), error))?
+            .map_err(|error| RuntimeError::new(what(), error))?
             .file_type();
         let kind = if kind.is_file() {
             FileKind::Regular
@@ -84,7 +85,7 @@ impl DataFile {
             FileKind::Device
         } else {
             let why = "expected a regular file or a block device";
-            return Err(Error::own(what(), io::ErrorKind::InvalidInput, why));
+            return Err(RuntimeError::own(what(), io::ErrorKind::InvalidInput, why));
         };
         let file = match how.lock {
             Some(wait) => lock(file, wait, &how.path)?,
@@ -117,18 +118,18 @@ impl DataFile {
     ///
     /// # Errors
     /// When the kernel cannot tell.
-    pub fn len(&self) -> Result<u64, Error> {
+    pub fn len(&self) -> Result<u64, RuntimeError> {
         let what = || format!("measure {}", self.path.display());
         match self.kind {
             FileKind::Regular => {
-                let stat = fstat(&self.file).map_err(|error| Error::new(what(), error))?;
+                let stat = fstat(&self.file).map_err(|error| RuntimeError::new(what(), error))?;
                 Ok(u64::try_from(stat.st_size).unwrap_or(0))
             }
             FileKind::Device => {
                 // The seek end of a block device is its size, by any privilege.
                 let mut file = &self.file;
                 file.seek(SeekFrom::End(0))
-                    .map_err(|error| Error::new(what(), error))
+                    .map_err(|error| RuntimeError::new(what(), error))
             }
         }
     }
@@ -137,7 +138,7 @@ impl DataFile {
     ///
     /// # Errors
     /// As [`DataFile::len`].
-    pub fn is_empty(&self) -> Result<bool, Error> {
+    pub fn is_empty(&self) -> Result<bool, RuntimeError> {
         Ok(self.len()? == 0)
     }
 
@@ -145,9 +146,9 @@ impl DataFile {
     ///
     /// # Errors
     /// When the kernel cannot tell.
-    pub fn allocated_bytes(&self) -> Result<u64, Error> {
+    pub fn allocated_bytes(&self) -> Result<u64, RuntimeError> {
         let what = || format!("measure {}", self.path.display());
-        let stat = fstat(&self.file).map_err(|error| Error::new(what(), error))?;
+        let stat = fstat(&self.file).map_err(|error| RuntimeError::new(what(), error))?;
         Ok(u64::try_from(stat.st_blocks)
             .unwrap_or(0)
             .saturating_mul(512))
@@ -157,11 +158,11 @@ impl DataFile {
     ///
     /// # Errors
     /// When it cannot be done.
-    pub fn set_len(&self, bytes: u64) -> Result<(), Error> {
+    pub fn set_len(&self, bytes: u64) -> Result<(), RuntimeError> {
         let what = || format!("make {} {bytes} bytes long", self.path.display());
         self.file
             .set_len(bytes)
-            .map_err(|error| Error::new(what(), error))
+            .map_err(|error| RuntimeError::new(what(), error))
     }
 
     /// Allocates a range of a regular file. Blocks: for format time; the loop has
@@ -169,7 +170,7 @@ impl DataFile {
     ///
     /// # Errors
     /// When there is no room or the file system cannot.
-    pub fn allocate(&self, offset: u64, len: u64) -> Result<(), Error> {
+    pub fn allocate(&self, offset: u64, len: u64) -> Result<(), RuntimeError> {
         let what = || {
             format!(
                 "allocate {len} bytes at {offset} of {}",
@@ -177,7 +178,7 @@ impl DataFile {
             )
         };
         rustix::fs::fallocate(&self.file, rustix::fs::FallocateFlags::empty(), offset, len)
-            .map_err(|error| Error::new(what(), error))
+            .map_err(|error| RuntimeError::new(what(), error))
     }
 
     /// Reads at `offset` until `bytes` is full. Blocks: for recovery and offline inspection. With
@@ -185,7 +186,7 @@ impl DataFile {
     ///
     /// # Errors
     /// When the file ends before, or the device fails.
-    pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
+    pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> Result<(), RuntimeError> {
         let what = || {
             format!(
                 "read {} bytes at {offset} of {}",
@@ -195,14 +196,14 @@ impl DataFile {
         };
         let what = what();
         std::os::unix::fs::FileExt::read_exact_at(&self.file, bytes, offset)
-            .map_err(|error| Error::new(what, error))
+            .map_err(|error| RuntimeError::new(what, error))
     }
 
     /// Writes all of `bytes` at `offset`. Blocks: for format time.
     ///
     /// # Errors
     /// When there is no room or the device fails.
-    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), RuntimeError> {
         let what = || {
             format!(
                 "write {} bytes at {offset} of {}",
@@ -211,18 +212,18 @@ impl DataFile {
             )
         };
         std::os::unix::fs::FileExt::write_all_at(&self.file, bytes, offset)
-            .map_err(|error| Error::new(what(), error))
+            .map_err(|error| RuntimeError::new(what(), error))
     }
 
     /// Makes all data and the length durable. Blocks.
     ///
     /// # Errors
     /// When the device fails; that is final.
-    pub fn sync(&self) -> Result<(), Error> {
+    pub fn sync(&self) -> Result<(), RuntimeError> {
         let what = || format!("sync {}", self.path.display());
         self.file
             .sync_all()
-            .map_err(|error| Error::new(what(), error))
+            .map_err(|error| RuntimeError::new(what(), error))
     }
 }
 
@@ -240,7 +241,7 @@ fn open_at(how: &OpenFile, is_device: bool) -> io::Result<(File, bool)> {
             .create(how.create && !is_device)
             .create_new(how.create_new && !is_device)
             .mode(0o600)
-            .custom_flags(i32::from_ne_bytes(flags.bits().to_ne_bytes()))
+            .custom_flags(flags.bits().cast_signed())
             .open(&how.path)
     };
     if how.direct {
@@ -267,12 +268,12 @@ fn open_at(how: &OpenFile, is_device: bool) -> io::Result<(File, bool)> {
 /// Takes the exclusive lock on this open file description. `flock` knows no time limit, so a thread
 /// of its own waits when the lock is taken; on time-out it is left behind, and the descriptor with
 /// it, for a caller who is about to give up.
-fn lock(file: File, wait: Duration, path: &Path) -> Result<File, Error> {
+fn lock(file: File, wait: Duration, path: &Path) -> Result<File, RuntimeError> {
     let what = || format!("lock {}", path.display());
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => return Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) if !wait.is_zero() => {}
-        Err(error) => return Err(Error::new(what(), error)),
+        Err(error) => return Err(RuntimeError::new(what(), error)),
     }
     let (sender, receiver) = bounded(1);
     let waiting = move || {
@@ -284,11 +285,11 @@ fn lock(file: File, wait: Duration, path: &Path) -> Result<File, Error> {
     std::thread::Builder::new()
         .name("trilith-lock".to_owned())
         .spawn(waiting)
-        .map_err(|error| Error::new(what(), error))?;
+        .map_err(|error| RuntimeError::new(what(), error))?;
     match receiver.recv_timeout(wait) {
         Ok(Ok(file)) => Ok(file),
-        Ok(Err(error)) => Err(Error::new(what(), error)),
-        Err(_) => Err(Error::own(
+        Ok(Err(error)) => Err(RuntimeError::new(what(), error)),
+        Err(_) => Err(RuntimeError::own(
             what(),
             io::ErrorKind::WouldBlock,
             format!("another process holds it after {} ms", wait.as_millis()),

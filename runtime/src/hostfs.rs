@@ -1,7 +1,7 @@
 //! Facts about this host's file systems: what lies in memory, how much room is left, which boot
 //! this is.
 
-use crate::error::Error;
+use crate::error::RuntimeError;
 use rustix::fs::{Access, AtFlags, CWD, accessat, statfs, statvfs};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,9 +23,9 @@ pub struct Space {
 ///
 /// # Errors
 /// When `dir` cannot be examined.
-pub fn is_memory_backed(dir: &Path) -> Result<bool, Error> {
-    let found =
-        statfs(dir).map_err(|error| Error::new(format!("examine {}", dir.display()), error))?;
+pub fn is_memory_backed(dir: &Path) -> Result<bool, RuntimeError> {
+    let found = statfs(dir)
+        .map_err(|error| RuntimeError::new(format!("examine {}", dir.display()), error))?;
     // The kernel's type is signed on some machines; the magic is 32 bits everywhere.
     let magic = u64::from_le_bytes(found.f_type.to_le_bytes()) & 0xffff_ffff;
     Ok(magic == TMPFS_MAGIC || magic == RAMFS_MAGIC)
@@ -37,11 +37,11 @@ pub fn is_memory_backed(dir: &Path) -> Result<bool, Error> {
 ///
 /// # Errors
 /// When `wanted` is given and is not on tmpfs, or lies below `/run/user`.
-pub fn pick_window_dir(wanted: Option<&Path>) -> Result<Option<PathBuf>, Error> {
+pub fn pick_window_dir(wanted: Option<&Path>) -> Result<Option<PathBuf>, RuntimeError> {
     if let Some(dir) = wanted {
         let what = || format!("use window directory {}", dir.display());
         if !is_memory_backed(dir)? {
-            return Err(Error::own(
+            return Err(RuntimeError::own(
                 what(),
                 io::ErrorKind::InvalidInput,
                 "it is not on tmpfs",
@@ -49,7 +49,7 @@ pub fn pick_window_dir(wanted: Option<&Path>) -> Result<Option<PathBuf>, Error> 
         }
         if dir.starts_with("/run/user") {
             let why = "it is wiped at logout";
-            return Err(Error::own(what(), io::ErrorKind::InvalidInput, why));
+            return Err(RuntimeError::own(what(), io::ErrorKind::InvalidInput, why));
         }
         return Ok(Some(dir.to_path_buf()));
     }
@@ -73,9 +73,9 @@ pub fn pick_window_dir(wanted: Option<&Path>) -> Result<Option<PathBuf>, Error> 
 ///
 /// # Errors
 /// When it cannot be examined.
-pub fn free_space(path: &Path) -> Result<Space, Error> {
-    let found =
-        statvfs(path).map_err(|error| Error::new(format!("examine {}", path.display()), error))?;
+pub fn free_space(path: &Path) -> Result<Space, RuntimeError> {
+    let found = statvfs(path)
+        .map_err(|error| RuntimeError::new(format!("examine {}", path.display()), error))?;
     Ok(Space {
         total_bytes: found.f_blocks.saturating_mul(found.f_frsize),
         free_bytes: found.f_bavail.saturating_mul(found.f_frsize),
@@ -86,12 +86,12 @@ pub fn free_space(path: &Path) -> Result<Space, Error> {
 ///
 /// # Errors
 /// When /proc does not say.
-pub fn boot_id() -> Result<[u8; 16], Error> {
+pub fn boot_id() -> Result<[u8; 16], RuntimeError> {
     let path = "/proc/sys/kernel/random/boot_id";
     let what = || format!("read {path}");
-    let text = std::fs::read_to_string(path).map_err(|error| Error::new(what(), error))?;
+    let text = std::fs::read_to_string(path).map_err(|error| RuntimeError::new(what(), error))?;
     parse_uuid(text.trim()).ok_or_else(|| {
-        Error::own(
+        RuntimeError::own(
             what(),
             io::ErrorKind::InvalidData,
             format!("found {text:?}"),

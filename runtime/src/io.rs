@@ -6,7 +6,7 @@ use crate::arena::Arena;
 use crate::backend::{Backend, Completion, Driver, FdRef, FdUse, SysOp};
 use crate::conn::{Conn, Conns, Phase};
 use crate::disk::{Disk, DiskDone};
-use crate::error::Error;
+use crate::error::RuntimeError;
 use crate::handler::Signal;
 use crate::limits::{
     ACCEPT_RETRY_PAUSE, DISK_IN_FLIGHT_MAX, DROP_WAIT_MAX, LISTENERS_MAX, MESSAGES_MAX,
@@ -129,16 +129,16 @@ impl core::fmt::Debug for Io {
         f.debug_struct("Io")
             .field("backend", &self.driver.backend())
             .field("connections", &self.conns.len())
-            .field("stats", &self.stats)
+            .field("stats", &self.stats())
             .finish_non_exhaustive()
     }
 }
 
 impl Io {
-    pub(crate) fn new(backend: Backend, arena: Arena) -> Result<Io, Error> {
+    pub(crate) fn new(backend: Backend, arena: Arena) -> Result<Io, RuntimeError> {
         let mut driver = Driver::new(backend, arena.super_blocks_max())?;
         let (waker, wake) = crate::waker::waker()?;
-        let wake_fd = driver.attach(wake.event.as_raw_fd(), FdUse::Stream)?;
+        let wake_fd = driver.attach(wake.event.as_raw_fd(), FdUse::Input)?;
         let mut io = Io {
             driver: ManuallyDrop::new(driver),
             arena: ManuallyDrop::new(arena),
@@ -214,17 +214,17 @@ impl Io {
     ///
     /// # Errors
     /// When the kernel refuses, or it has been called before.
-    pub fn catch_signals(&mut self, signals: &[Signal]) -> Result<(), Error> {
+    pub fn catch_signals(&mut self, signals: &[Signal]) -> Result<(), RuntimeError> {
         if self.signals.is_some() {
             let why = "it has been done before";
-            return Err(Error::own(
+            return Err(RuntimeError::own(
                 "catch signals",
                 io::ErrorKind::AlreadyExists,
                 why,
             ));
         }
         let owned = crate::signals::open(signals)?;
-        let fd = self.driver.attach(owned.as_raw_fd(), FdUse::Stream)?;
+        let fd = self.driver.attach(owned.as_raw_fd(), FdUse::Input)?;
         self.signals = Some(Watched { owned, fd });
         self.watch(Key::Signal, fd);
         Ok(())
@@ -240,7 +240,7 @@ impl Io {
     ///
     /// # Errors
     /// When the address is in use or not allowed, or [`LISTENERS_MAX`] listen.
-    pub fn listen(&mut self, address: &Address) -> Result<ListenerId, Error> {
+    pub fn listen(&mut self, address: &Address) -> Result<ListenerId, RuntimeError> {
         let listening = sockets::listen(address)?;
         self.add_listener(listening)
     }
@@ -249,25 +249,25 @@ impl Io {
     ///
     /// # Errors
     /// When it is no socket, or [`LISTENERS_MAX`] listen.
-    pub fn listen_on(&mut self, socket: OwnedFd) -> Result<ListenerId, Error> {
+    pub fn listen_on(&mut self, socket: OwnedFd) -> Result<ListenerId, RuntimeError> {
         let mut listening = sockets::adopt(Socket::from(socket))
-            .map_err(|error| Error::new("adopt a listening socket", error))?;
+            .map_err(|error| RuntimeError::new("adopt a listening socket", error))?;
         // Whoever made its file removes it.
         listening.inode = None;
         self.add_listener(listening)
     }
 
-    fn add_listener(&mut self, listening: Listening) -> Result<ListenerId, Error> {
+    fn add_listener(&mut self, listening: Listening) -> Result<ListenerId, RuntimeError> {
         let free = self.listeners.iter().position(Option::is_none);
         let index = free.unwrap_or(self.listeners.len());
         if index >= LISTENERS_MAX {
             let what = format!("listen on {}", listening.address);
             let why = format!("{LISTENERS_MAX} sockets listen already");
-            return Err(Error::own(what, io::ErrorKind::QuotaExceeded, why));
+            return Err(RuntimeError::own(what, io::ErrorKind::QuotaExceeded, why));
         }
         let fd = self
             .driver
-            .attach(listening.socket.as_raw_fd(), FdUse::Stream)?;
+            .attach(listening.socket.as_raw_fd(), FdUse::Input)?;
         let listener = Listener {
             listening,
             fd,
@@ -415,9 +415,9 @@ impl Io {
         slot: u32,
         address: &Address,
         timeout: Duration,
-    ) -> Result<(), Error> {
+    ) -> Result<(), RuntimeError> {
         let (socket, target) = sockets::dialling(address)
-            .map_err(|error| Error::new(format!("dial {address}"), error))?;
+            .map_err(|error| RuntimeError::new(format!("dial {address}"), error))?;
         sockets::no_delay(&socket, address);
         let fd = self.driver.attach(socket.as_raw_fd(), FdUse::Stream)?;
         let mut conn = Box::new(Conn::new(
@@ -526,7 +526,7 @@ impl Io {
     }
 
     /// Submits, sleeps, and turns completions into events.
-    pub(crate) fn enter(&mut self, wait: Duration) -> Result<(), Error> {
+    pub(crate) fn enter(&mut self, wait: Duration) -> Result<(), RuntimeError> {
         let mut completions = core::mem::take(&mut self.completions);
         completions.clear();
         let result = self.driver.enter(wait, &mut completions);

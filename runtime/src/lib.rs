@@ -11,7 +11,7 @@
 //! Limits: [`limits`].
 //!
 //! Failure: an operation that fails is an event for the machine that asked for it; setting things
-//! up gives an [`Error`] that names what was tried. Panics are for bugs of the caller only (a
+//! up gives a [`RuntimeError`] that names what was tried. Panics are for bugs of the caller only (a
 //! buffer used after its release, or touched while the kernel owns it).
 //!
 //! Start reading at: [`Handler`] and [`Io`] (what a process programs against), then `turn.rs` (the
@@ -49,7 +49,7 @@ pub use arena::{Arena, ArenaConfig};
 pub use backend::Backend;
 pub use clock::{now, unix_seconds};
 pub use disk::{DiskDone, DiskOp, DiskRequest, FileId};
-pub use error::{Errno, Error};
+pub use error::{Errno, RuntimeError};
 pub use files::{DataFile, FileKind, OpenFile};
 pub use handler::{Handler, Signal};
 pub use hostfs::{Space, boot_id, free_space, is_memory_backed, pick_window_dir};

@@ -233,7 +233,11 @@ mod tests {
             let mut expected = Vec::new();
             for round in 0..1500u32 {
                 let head = round.to_le_bytes();
-                let payload = arena.alloc(1 + round % 3).filter(|_| round % 2 == 0);
+                let payload = if round % 2 == 0 {
+                    arena.alloc(1 + round % 3)
+                } else {
+                    None
+                };
                 if let Some(slice) = payload {
                     arena.bytes_mut(slice).fill(0xaa);
                 }

@@ -1,6 +1,6 @@
 //! Randomness, and small files written so that a crash leaves the old or the new content.
 
-use crate::error::Error;
+use crate::error::RuntimeError;
 use crate::limits::SMALL_FILE_BYTES_MAX;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -11,32 +11,39 @@ use std::path::Path;
 ///
 /// # Errors
 /// When the kernel has none.
-pub fn random_bytes(bytes: &mut [u8]) -> Result<(), Error> {
-    getrandom::fill(bytes)
-        .map_err(|error| Error::own("draw random bytes", io::ErrorKind::Other, error.to_string()))
+pub fn random_bytes(bytes: &mut [u8]) -> Result<(), RuntimeError> {
+    getrandom::fill(bytes).map_err(|error| {
+        RuntimeError::own("draw random bytes", io::ErrorKind::Other, error.to_string())
+    })
 }
 
 /// Reads a secret: a regular file that group and others may not touch.
 ///
 /// # Errors
 /// When it is missing, longer than [`SMALL_FILE_BYTES_MAX`], or readable by others.
-pub fn read_secret(path: &Path) -> Result<Vec<u8>, Error> {
+pub fn read_secret(path: &Path) -> Result<Vec<u8>, RuntimeError> {
     let what = || format!("read secret {}", path.display());
-    let file = File::open(path).map_err(|error| Error::new(what(), error))?;
-    let entry = file.metadata().map_err(|error| Error::new(what(), error))?;
+    let file = File::open(path).map_err(|error| RuntimeError::new(what(), error))?;
+    let entry = file
+        .metadata()
+        .map_err(|error| RuntimeError::new(what(), error))?;
     if !entry.is_file() || entry.len() > SMALL_FILE_BYTES_MAX {
         let why = format!("expected a file of at most {SMALL_FILE_BYTES_MAX} bytes");
-        return Err(Error::own(what(), io::ErrorKind::InvalidData, why));
+        return Err(RuntimeError::own(what(), io::ErrorKind::InvalidData, why));
     }
     if entry.mode() & 0o077 != 0 {
         let why = format!("expected mode 0600, found {:04o}", entry.mode() & 0o7777);
-        return Err(Error::own(what(), io::ErrorKind::PermissionDenied, why));
+        return Err(RuntimeError::own(
+            what(),
+            io::ErrorKind::PermissionDenied,
+            why,
+        ));
     }
     let mut bytes = Vec::new();
     let limit = SMALL_FILE_BYTES_MAX;
     file.take(limit)
         .read_to_end(&mut bytes)
-        .map_err(|e| Error::new(what(), e))?;
+        .map_err(|e| RuntimeError::new(what(), e))?;
     Ok(bytes)
 }
 
@@ -44,7 +51,7 @@ pub fn read_secret(path: &Path) -> Result<Vec<u8>, Error> {
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), RuntimeError> {
     replace_file(path, bytes, 0o600)
 }
 
@@ -54,10 +61,10 @@ pub fn write_secret(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 ///
 /// # Errors
 /// When a step fails; then the old file is still there.
-pub fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
+pub fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), RuntimeError> {
     let what = || format!("write {}", path.display());
     let (Some(name), Some(dir)) = (path.file_name(), path.parent()) else {
-        return Err(Error::own(
+        return Err(RuntimeError::own(
             what(),
             io::ErrorKind::InvalidInput,
             "expected a file name",
@@ -72,12 +79,13 @@ pub fn replace_file(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
     temporary.push(format!(".{}.tmp", std::process::id()));
     let temporary = dir.join(temporary);
     let result = write_and_rename(&temporary, path, dir, bytes, mode);
-    if result.is_err() && temporary.exists() {
-        if let Err(error) = fs::remove_file(&temporary) {
-            tracing::debug!(path = %temporary.display(), %error, "cannot remove temporary file");
-        }
+    if result.is_err()
+        && temporary.exists()
+        && let Err(error) = fs::remove_file(&temporary)
+    {
+        tracing::debug!(path = %temporary.display(), %error, "cannot remove temporary file");
     }
-    result.map_err(|error| Error::new(what(), error))
+    result.map_err(|error| RuntimeError::new(what(), error))
 }
 
 fn write_and_rename(

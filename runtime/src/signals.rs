@@ -1,6 +1,6 @@
 //! Signals as events: blocked for the thread and read from a signalfd.
 
-use crate::error::Error;
+use crate::error::RuntimeError;
 use crate::handler::Signal;
 use core::mem::MaybeUninit;
 use std::io;
@@ -26,7 +26,7 @@ fn empty_set() -> libc::sigset_t {
 
 /// Blocks `signals` on this thread (and on those it starts later) and opens a descriptor that is
 /// readable when one has arrived.
-pub(crate) fn open(signals: &[Signal]) -> Result<OwnedFd, Error> {
+pub(crate) fn open(signals: &[Signal]) -> Result<OwnedFd, RuntimeError> {
     let mut set = empty_set();
     for signal in signals {
         // SAFETY: `set` is initialized and the number is a valid signal's.
@@ -36,7 +36,7 @@ pub(crate) fn open(signals: &[Signal]) -> Result<OwnedFd, Error> {
     let failed =
         unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, core::ptr::null_mut()) };
     if failed != 0 {
-        return Err(Error::new(
+        return Err(RuntimeError::new(
             "block signals",
             io::Error::from_raw_os_error(failed),
         ));
@@ -44,7 +44,10 @@ pub(crate) fn open(signals: &[Signal]) -> Result<OwnedFd, Error> {
     // SAFETY: `set` is initialized; -1 asks for a new descriptor.
     let raw = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
     if raw < 0 {
-        return Err(Error::new("make a signalfd", io::Error::last_os_error()));
+        return Err(RuntimeError::new(
+            "make a signalfd",
+            io::Error::last_os_error(),
+        ));
     }
     // SAFETY: signalfd has just made this descriptor and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
@@ -65,6 +68,10 @@ pub(crate) fn with_all_blocked<T>(start: impl FnOnce() -> T) -> T {
 }
 
 /// The next signal that has arrived.
+#[expect(
+    clippy::host_endian_bytes,
+    reason = "the kernel's record is in the host's order"
+)]
 pub(crate) fn next(fd: &OwnedFd) -> Option<Signal> {
     let mut record = [0u8; size_of::<libc::signalfd_siginfo>()];
     let length = rustix::io::read(fd, &mut record).ok()?;

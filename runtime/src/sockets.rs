@@ -1,7 +1,7 @@
 //! Making sockets: listening ones (stale Unix sockets replaced, systemd's adopted) and dialled ones.
 
 use crate::address::Address;
-use crate::error::Error;
+use crate::error::RuntimeError;
 use crate::limits::LISTEN_BACKLOG;
 use rustix::io::{FdFlags, fcntl_setfd};
 use socket2::{Domain, Socket, Type};
@@ -34,27 +34,29 @@ fn stream_socket(address: &Address) -> io::Result<Socket> {
 }
 
 /// Binds and listens. A Unix socket file that nobody listens on is replaced.
-pub(crate) fn listen(address: &Address) -> Result<Listening, Error> {
+pub(crate) fn listen(address: &Address) -> Result<Listening, RuntimeError> {
     let what = || format!("listen on {address}");
-    let socket = stream_socket(address).map_err(|error| Error::new(what(), error))?;
+    let socket = stream_socket(address).map_err(|error| RuntimeError::new(what(), error))?;
     let target = address
         .to_socket()
-        .map_err(|error| Error::new(what(), error))?;
+        .map_err(|error| RuntimeError::new(what(), error))?;
     match address {
         Address::Tcp(_) => {
             socket
                 .set_reuse_address(true)
-                .map_err(|error| Error::new(what(), error))?;
+                .map_err(|error| RuntimeError::new(what(), error))?;
         }
-        Address::Unix(path) => remove_stale(path).map_err(|error| Error::new(what(), error))?,
+        Address::Unix(path) => {
+            remove_stale(path).map_err(|error| RuntimeError::new(what(), error))?
+        }
     }
     socket
         .bind(&target)
-        .map_err(|error| Error::new(what(), error))?;
+        .map_err(|error| RuntimeError::new(what(), error))?;
     socket
         .listen(LISTEN_BACKLOG)
-        .map_err(|error| Error::new(what(), error))?;
-    adopt(socket).map_err(|error| Error::new(what(), error))
+        .map_err(|error| RuntimeError::new(what(), error))?;
+    adopt(socket).map_err(|error| RuntimeError::new(what(), error))
 }
 
 /// A socket that is bound and listens already.
@@ -100,10 +102,10 @@ pub(crate) fn remove_own(listening: &Listening) {
     let (Address::Unix(path), Some(inode)) = (&listening.address, listening.inode) else {
         return;
     };
-    if fs::symlink_metadata(path).is_ok_and(|entry| entry.ino() == inode) {
-        if let Err(error) = fs::remove_file(path) {
-            tracing::debug!(path = %path.display(), %error, "cannot remove socket file");
-        }
+    if fs::symlink_metadata(path).is_ok_and(|entry| entry.ino() == inode)
+        && let Err(error) = fs::remove_file(path)
+    {
+        tracing::debug!(path = %path.display(), %error, "cannot remove socket file");
     }
 }
 
@@ -116,10 +118,10 @@ pub(crate) fn dialling(address: &Address) -> io::Result<(Socket, socket2::SockAd
 
 /// No delay for small frames: the loop does the batching. Unix sockets have no such option.
 pub(crate) fn no_delay(socket: &Socket, address: &Address) {
-    if let Address::Tcp(_) = address {
-        if let Err(error) = socket.set_tcp_nodelay(true) {
-            tracing::debug!(%address, %error, "cannot set TCP_NODELAY");
-        }
+    if let Address::Tcp(_) = address
+        && let Err(error) = socket.set_tcp_nodelay(true)
+    {
+        tracing::debug!(%address, %error, "cannot set TCP_NODELAY");
     }
 }
 
@@ -128,7 +130,7 @@ pub(crate) fn no_delay(socket: &Socket, address: &Address) {
 ///
 /// # Errors
 /// When `LISTEN_FDS` is no number between 0 and 16.
-pub fn activated_listeners() -> Result<Vec<OwnedFd>, Error> {
+pub fn activated_listeners() -> Result<Vec<OwnedFd>, RuntimeError> {
     let ours = std::env::var("LISTEN_PID").is_ok_and(|pid| pid == std::process::id().to_string());
     let count = std::env::var("LISTEN_FDS").unwrap_or_default();
     if !ours || count.is_empty() {
@@ -140,7 +142,7 @@ pub fn activated_listeners() -> Result<Vec<OwnedFd>, Error> {
         .filter(|count| (0..=LISTEN_FDS_MAX).contains(count));
     let Some(count) = count else {
         let kind = io::ErrorKind::InvalidInput;
-        return Err(Error::own(
+        return Err(RuntimeError::own(
             "read LISTEN_FDS",
             kind,
             "expected a number from 0 to 16",
@@ -152,7 +154,7 @@ pub fn activated_listeners() -> Result<Vec<OwnedFd>, Error> {
         // descriptors are open and belong to us; the doc comment allows one call only.
         let socket = unsafe { OwnedFd::from_raw_fd(raw) };
         if let Err(error) = fcntl_setfd(&socket, FdFlags::CLOEXEC) {
-            return Err(Error::new(format!("adopt descriptor {raw}"), error));
+            return Err(RuntimeError::new(format!("adopt descriptor {raw}"), error));
         }
         sockets.push(socket);
     }

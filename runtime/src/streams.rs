@@ -30,20 +30,20 @@ pub(crate) enum Step {
 
 impl Io {
     pub(crate) fn mark_dirty(&mut self, slot: u32) {
-        if let Some(conn) = self.conns.get(slot) {
-            if !conn.is_dirty {
-                conn.is_dirty = true;
-                self.dirty.push(slot);
-            }
+        if let Some(conn) = self.conns.get(slot)
+            && !conn.is_dirty
+        {
+            conn.is_dirty = true;
+            self.dirty.push(slot);
         }
     }
 
     pub(crate) fn mark_ready(&mut self, slot: u32) {
-        if let Some(conn) = self.conns.get(slot) {
-            if !conn.is_ready {
-                conn.is_ready = true;
-                self.ready.push_back(slot);
-            }
+        if let Some(conn) = self.conns.get(slot)
+            && !conn.is_ready
+        {
+            conn.is_ready = true;
+            self.ready.push_back(slot);
         }
     }
 
@@ -260,11 +260,11 @@ impl Io {
     }
 
     fn failed(&mut self, slot: u32, what: &str, result: i32) {
-        if let Some(conn) = self.conns.get(slot) {
-            if conn.phase != Phase::Dead {
-                let error = io::Error::from_raw_os_error(-result);
-                tracing::debug!(peer = %conn.peer, %error, "{what} fails: connection is over");
-            }
+        if let Some(conn) = self.conns.get(slot)
+            && conn.phase != Phase::Dead
+        {
+            let error = io::Error::from_raw_os_error(-result);
+            tracing::debug!(peer = %conn.peer, %error, "{what} fails: connection is over");
         }
         self.kill(slot);
     }

@@ -4,7 +4,7 @@
 
 use crate::arena::{Arena, ArenaConfig};
 use crate::backend::Backend;
-use crate::error::Error;
+use crate::error::RuntimeError;
 use crate::handler::Handler;
 use crate::io::{Event, Io};
 use crate::limits::{FRAMES_PER_ROUND_MAX, ROUNDS_PER_TURN_MAX};
@@ -46,7 +46,7 @@ impl Loop {
     ///
     /// # Errors
     /// When the arena cannot be mapped, or the backend asked for cannot be set up.
-    pub fn new(config: LoopConfig) -> Result<Loop, Error> {
+    pub fn new(config: LoopConfig) -> Result<Loop, RuntimeError> {
         let arena = Arena::new(config.arena)?;
         let io = Io::new(config.backend, arena)?;
         tracing::info!(
@@ -70,7 +70,7 @@ impl Loop {
     ///
     /// # Errors
     /// When the kernel refuses to go on; nothing can be saved then.
-    pub fn run<H: Handler>(&mut self, handler: &mut H) -> Result<(), Error> {
+    pub fn run<H: Handler>(&mut self, handler: &mut H) -> Result<(), RuntimeError> {
         while !self.io.stopped {
             self.turn(handler, Duration::MAX)?;
         }
@@ -81,7 +81,11 @@ impl Loop {
     ///
     /// # Errors
     /// As [`Loop::run`].
-    pub fn turn<H: Handler>(&mut self, handler: &mut H, wait: Duration) -> Result<(), Error> {
+    pub fn turn<H: Handler>(
+        &mut self,
+        handler: &mut H,
+        wait: Duration,
+    ) -> Result<(), RuntimeError> {
         self.io.flush();
         let sleep = self.io.sleep_time(handler.deadline()).min(wait);
         self.io.enter(sleep)?;

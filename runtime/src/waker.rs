@@ -1,6 +1,6 @@
 //! How other threads reach the loop: a bounded channel of boxed messages and an eventfd.
 
-use crate::error::Error;
+use crate::error::RuntimeError;
 use crate::limits::MESSAGES_MAX;
 use core::any::Any;
 use core::fmt;
@@ -59,7 +59,7 @@ pub(crate) struct WakeEnd {
     pub(crate) event: Arc<OwnedFd>,
 }
 
-pub(crate) fn waker() -> Result<(Waker, WakeEnd), Error> {
+pub(crate) fn waker() -> Result<(Waker, WakeEnd), RuntimeError> {
     let (sender, receiver) = bounded(MESSAGES_MAX);
     let event = Arc::new(new_event()?);
     Ok((
@@ -71,12 +71,16 @@ pub(crate) fn waker() -> Result<(Waker, WakeEnd), Error> {
     ))
 }
 
-pub(crate) fn new_event() -> Result<OwnedFd, Error> {
+pub(crate) fn new_event() -> Result<OwnedFd, RuntimeError> {
     eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-        .map_err(|error| Error::new("make an eventfd", error))
+        .map_err(|error| RuntimeError::new("make an eventfd", error))
 }
 
 /// Makes an eventfd readable. It cannot fail but for a full counter, which is readable as well.
+#[expect(
+    clippy::host_endian_bytes,
+    reason = "the kernel's counter is in the host's order"
+)]
 pub(crate) fn ring(event: &OwnedFd) {
     if let Err(error) = rustix::io::write(event, &1u64.to_ne_bytes()) {
         tracing::trace!(%error, "eventfd is full already");

@@ -1,7 +1,7 @@
 //! Memory that outlives the process but not the kernel: [`trilith_block::Words`] over a file on
 //! tmpfs, and a heap stand-in for a process without such a place.
 
-use crate::error::Error;
+use crate::error::RuntimeError;
 use core::sync::atomic::{AtomicU64, Ordering};
 use memmap2::{MmapOptions, MmapRaw};
 use std::fs::OpenOptions;
@@ -27,12 +27,12 @@ impl MappedWords {
     /// # Errors
     /// When the file cannot be opened, sized or mapped, or its directory is full: its pages are
     /// allocated here, so that no store can fail later.
-    pub fn open(path: &Path, words: usize) -> Result<(MappedWords, bool), Error> {
+    pub fn open(path: &Path, words: usize) -> Result<(MappedWords, bool), RuntimeError> {
         let what = || format!("map {words} words of {}", path.display());
-        let fail = |error: io::Error| Error::new(what(), error);
+        let fail = |error: io::Error| RuntimeError::new(what(), error);
         let bytes = words.checked_mul(WORD_BYTES).filter(|bytes| *bytes > 0);
         let Some(bytes) = bytes else {
-            return Err(Error::own(
+            return Err(RuntimeError::own(
                 what(),
                 io::ErrorKind::InvalidInput,
                 "no such length",

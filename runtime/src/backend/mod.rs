@@ -5,7 +5,7 @@ mod plain;
 mod pool;
 mod uring;
 
-use crate::error::Error;
+use crate::error::RuntimeError;
 use core::time::Duration;
 use std::os::fd::RawFd;
 
@@ -32,8 +32,10 @@ pub(crate) struct FdRef {
 /// What a descriptor is used for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum FdUse {
-    /// Receives, sends, accepts, waiting for readability.
+    /// Receives, sends, a connect.
     Stream,
+    /// Accepts, waiting for readability.
+    Input,
     /// Disk operations.
     Disk,
 }
@@ -106,7 +108,7 @@ pub(crate) enum Driver {
 }
 
 impl Driver {
-    pub(crate) fn new(wanted: Backend, regions: u32) -> Result<Driver, Error> {
+    pub(crate) fn new(wanted: Backend, regions: u32) -> Result<Driver, RuntimeError> {
         match wanted {
             Backend::Plain => Ok(Driver::Plain(Box::new(plain::Plain::new()?))),
             Backend::Uring => Ok(Driver::Uring(Box::new(uring::Uring::new(regions)?))),
@@ -128,7 +130,7 @@ impl Driver {
     }
 
     /// Makes a descriptor known. It stays open until [`Driver::detach`].
-    pub(crate) fn attach(&mut self, raw: RawFd, usage: FdUse) -> Result<FdRef, Error> {
+    pub(crate) fn attach(&mut self, raw: RawFd, usage: FdUse) -> Result<FdRef, RuntimeError> {
         match self {
             Driver::Uring(ring) => ring.attach(raw, usage),
             Driver::Plain(plain) => plain.attach(raw, usage),
@@ -178,7 +180,11 @@ impl Driver {
     }
 
     /// Submits what is queued, waits at most `wait` for a completion, and appends all there are.
-    pub(crate) fn enter(&mut self, wait: Wait, out: &mut Vec<Completion>) -> Result<(), Error> {
+    pub(crate) fn enter(
+        &mut self,
+        wait: Wait,
+        out: &mut Vec<Completion>,
+    ) -> Result<(), RuntimeError> {
         match self {
             Driver::Uring(ring) => ring.enter(wait, out),
             Driver::Plain(plain) => plain.enter(wait, out),

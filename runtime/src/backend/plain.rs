@@ -5,7 +5,7 @@
 
 use super::pool::{DiskCall, Pool};
 use super::{Completion, FdRef, FdUse, Piece, SysOp, Wait};
-use crate::error::Error;
+use crate::error::RuntimeError;
 use crate::limits::EPOLL_EVENTS_MAX;
 use rustix::event::{Timespec, epoll};
 use std::io;
@@ -55,9 +55,9 @@ impl core::fmt::Debug for Plain {
 const POOL: u64 = u64::MAX;
 
 impl Plain {
-    pub(super) fn new() -> Result<Plain, Error> {
+    pub(super) fn new() -> Result<Plain, RuntimeError> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
-            .map_err(|error| Error::new("make an epoll instance", error))?;
+            .map_err(|error| RuntimeError::new("make an epoll instance", error))?;
         let pool = Pool::new()?;
         epoll::add(
             &epoll,
@@ -65,7 +65,7 @@ impl Plain {
             epoll::EventData::new_u64(POOL),
             epoll::EventFlags::IN,
         )
-        .map_err(|error| Error::new("watch the disk threads", error))?;
+        .map_err(|error| RuntimeError::new("watch the disk threads", error))?;
         Ok(Plain {
             epoll,
             pool,
@@ -85,7 +85,7 @@ impl Plain {
         self.enters
     }
 
-    pub(super) fn attach(&mut self, raw: RawFd, usage: FdUse) -> Result<FdRef, Error> {
+    pub(super) fn attach(&mut self, raw: RawFd, usage: FdUse) -> Result<FdRef, RuntimeError> {
         let fd = FdRef { raw, fixed: None };
         if usage == FdUse::Disk {
             return Ok(fd);
@@ -93,12 +93,13 @@ impl Plain {
         let index = usize::try_from(raw).unwrap_or(0);
         // SAFETY: the caller keeps the descriptor open until `detach`.
         let borrowed = unsafe { BorrowedFd::borrow_raw(raw) };
-        let fail = |error: rustix::io::Errno| Error::new(format!("watch descriptor {raw}"), error);
+        let fail =
+            |error: rustix::io::Errno| RuntimeError::new(format!("watch descriptor {raw}"), error);
         rustix::io::ioctl_fionbio(borrowed, true).map_err(fail)?;
-        let flags = epoll::EventFlags::IN
-            | epoll::EventFlags::OUT
-            | epoll::EventFlags::RDHUP
-            | epoll::EventFlags::ET;
+        let mut flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        if usage == FdUse::Stream {
+            flags |= epoll::EventFlags::OUT | epoll::EventFlags::RDHUP;
+        }
         let data = epoll::EventData::new_u64(index as u64);
         epoll::add(&self.epoll, borrowed, data, flags).map_err(fail)?;
         if self.watches.len() <= index {
@@ -275,7 +276,11 @@ impl Plain {
         }
     }
 
-    pub(super) fn enter(&mut self, wait: Wait, out: &mut Vec<Completion>) -> Result<(), Error> {
+    pub(super) fn enter(
+        &mut self,
+        wait: Wait,
+        out: &mut Vec<Completion>,
+    ) -> Result<(), RuntimeError> {
         let wait = if self.ready.is_empty() {
             wait
         } else {
@@ -291,7 +296,7 @@ impl Plain {
         let spare = rustix::buffer::spare_capacity(&mut events);
         match epoll::wait(&self.epoll, spare, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(Error::new("wait for events", error)),
+            Err(error) => return Err(RuntimeError::new("wait for events", error)),
         }
         for event in &events {
             let data = event.data.u64();

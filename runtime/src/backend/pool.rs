@@ -1,7 +1,7 @@
 //! Threads that do the disk calls of the plain backend, behind bounded queues.
 
 use super::{Completion, Piece};
-use crate::error::Error;
+use crate::error::RuntimeError;
 use crate::limits::{DISK_IN_FLIGHT_MAX, DISK_THREADS};
 use crate::waker::{new_event, ring, silence};
 use crossbeam::channel::{Receiver, Sender, bounded};
@@ -46,7 +46,7 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new() -> Result<Pool, Error> {
+    pub(super) fn new() -> Result<Pool, RuntimeError> {
         // Room for all that may be in flight, so neither side ever waits.
         let (jobs, queue) = bounded::<Job>(DISK_IN_FLIGHT_MAX);
         let (results, done) = bounded(DISK_IN_FLIGHT_MAX);
@@ -63,7 +63,7 @@ impl Pool {
                 .collect()
         };
         let threads = crate::signals::with_all_blocked(start)
-            .map_err(|error| Error::new("start a disk thread", error))?;
+            .map_err(|error| RuntimeError::new("start a disk thread", error))?;
         Ok(Pool {
             jobs: Some(jobs),
             done,
@@ -145,7 +145,7 @@ fn perform(fd: RawFd, call: DiskCall) -> i32 {
         DiskCall::Allocate { mode, offset, len } => {
             // SAFETY: by the contract of `start` the descriptor is open until we report.
             let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-            let bits = u32::from_ne_bytes(mode.to_ne_bytes());
+            let bits = mode.cast_unsigned();
             let mode = rustix::fs::FallocateFlags::from_bits_retain(bits);
             rustix::fs::fallocate(fd, mode, offset, len)
                 .map(|()| 0)

@@ -6,7 +6,7 @@
 //! [`super::Driver::submit`]; the ring is only ever used by the thread that made it.
 
 use super::{Completion, FdRef, FdUse, SysOp, Wait};
-use crate::error::Error;
+use crate::error::RuntimeError;
 use crate::limits::{CONNECTIONS_MAX, FILES_MAX, LISTENERS_MAX, RING_COMPLETIONS, RING_ENTRIES};
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
 use std::io;
@@ -17,7 +17,8 @@ const CANCEL_KEY: u64 = u64::MAX;
 /// `ioprio` flag of receives: do not try before the socket has polled readable (Linux 5.19).
 const POLL_FIRST: u16 = 1;
 /// Registered files: connections, listeners, data files, and a few event descriptors.
-const FILES_REGISTERED_MAX: u32 = (CONNECTIONS_MAX + FILES_MAX + LISTENERS_MAX + 8) as u32;
+const FILES_REGISTERED_MAX: u32 = 1200;
+const _: () = assert!(CONNECTIONS_MAX + FILES_MAX + LISTENERS_MAX + 8 <= 1200);
 /// Registered buffers: the kernel's own maximum.
 const REGIONS_MAX: u32 = 16384;
 
@@ -82,8 +83,8 @@ fn build() -> io::Result<(IoUring, &'static str)> {
 }
 
 impl Uring {
-    pub(super) fn new(regions: u32) -> Result<Uring, Error> {
-        let fail = |error: io::Error| Error::new("set up io_uring", error);
+    pub(super) fn new(regions: u32) -> Result<Uring, RuntimeError> {
+        let fail = |error: io::Error| RuntimeError::new("set up io_uring", error);
         let (ring, flags) = build().map_err(fail)?;
         check(&ring).map_err(fail)?;
         let submitter = ring.submitter();
@@ -128,8 +129,8 @@ impl Uring {
         self.enters
     }
 
-    pub(super) fn attach(&mut self, raw: RawFd, usage: FdUse) -> Result<FdRef, Error> {
-        if usage == FdUse::Stream {
+    pub(super) fn attach(&mut self, raw: RawFd, usage: FdUse) -> Result<FdRef, RuntimeError> {
+        if usage != FdUse::Disk {
             // On a non-blocking socket the ring would give EAGAIN instead of waiting.
             // SAFETY: the caller keeps the descriptor open until `detach`.
             let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(raw) };
@@ -137,7 +138,7 @@ impl Uring {
                 && rustix::net::sockopt::socket_type(fd).is_ok()
             {
                 rustix::io::ioctl_fionbio(fd, false)
-                    .map_err(|error| Error::new(format!("adopt descriptor {raw}"), error))?;
+                    .map_err(|error| RuntimeError::new(format!("adopt descriptor {raw}"), error))?;
             }
         }
         let Some(index) = self.files_free.pop() else {
@@ -202,20 +203,20 @@ impl Uring {
             None => entry_of(types::Fd(fd.raw), op, self.poll_first),
         };
         // SAFETY: the caller's promise covers what the entry names until the completion.
-        unsafe { self.push(entry.user_data(key)) };
+        unsafe { self.push(&entry.user_data(key)) };
     }
 
     pub(super) fn cancel(&mut self, key: u64) {
         let entry = opcode::AsyncCancel::new(key).build().user_data(CANCEL_KEY);
         // SAFETY: a cancel request names no memory.
-        unsafe { self.push(entry) };
+        unsafe { self.push(&entry) };
     }
 
     /// # Safety
     /// What the entry names stays valid until its completion.
-    unsafe fn push(&mut self, entry: squeue::Entry) {
+    unsafe fn push(&mut self, entry: &squeue::Entry) {
         // SAFETY: the caller's promise is passed on.
-        let mut pushed = unsafe { self.ring.submission().push(&entry) };
+        let mut pushed = unsafe { self.ring.submission().push(entry) };
         while pushed.is_err() {
             // The queue is full: hand it over early. EBUSY and EAGAIN pass once the kernel has
             // worked; anything else shows at the next enter.
@@ -224,12 +225,16 @@ impl Uring {
                 tracing::debug!(%error, "early submission");
             }
             // SAFETY: the caller's promise is passed on.
-            pushed = unsafe { self.ring.submission().push(&entry) };
+            pushed = unsafe { self.ring.submission().push(entry) };
         }
         self.in_flight += 1;
     }
 
-    pub(super) fn enter(&mut self, wait: Wait, out: &mut Vec<Completion>) -> Result<(), Error> {
+    pub(super) fn enter(
+        &mut self,
+        wait: Wait,
+        out: &mut Vec<Completion>,
+    ) -> Result<(), RuntimeError> {
         self.enters += 1;
         // With a time limit of zero the call still runs the kernel's deferred work.
         let wait = if self.ring.completion().is_empty() {
@@ -244,7 +249,7 @@ impl Uring {
             Err(error) => match error.raw_os_error() {
                 // Time is up; a signal; the kernel wants its completions reaped first.
                 Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => {}
-                _ => return Err(Error::new("io_uring_enter", error)),
+                _ => return Err(RuntimeError::new("io_uring_enter", error)),
             },
         }
         for entry in self.ring.completion() {
