@@ -100,7 +100,8 @@ impl NbdServer {
         };
         let end = now.after(NEGOTIATION_SPAN_MAX);
         self.conns[slot].open(id, end);
-        self.slots.insert(id, slot);
+        let before = self.slots.insert(id, slot);
+        assert!(before.is_none(), "{id:?} is used twice");
         self.negotiation_end = Some(self.negotiation_end.map_or(end, |first| first.min(end)));
         self.status.connections_accepted += 1;
         send(out, id, &greeting(), None);

@@ -180,7 +180,7 @@ impl NbdServer {
             self.submit_part(slot, request, Some(slice), out);
         }
         let live = &self.conns[slot].lives[usize::from(request)];
-        if live.left() == 0 || live.error.is_some() {
+        if live.left() == 0 {
             self.skip_rest(slot, request, data, out);
         } else {
             self.admit_or_wait(slot, data, out);

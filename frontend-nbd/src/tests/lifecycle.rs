@@ -4,7 +4,7 @@ use super::client::{
 };
 use core::time::Duration;
 use std::vec;
-use trilith_block::{ErrorKind, FrontendEvent};
+use trilith_block::{Completion, ErrorKind, FrontendEvent, Tag};
 
 const SHUTDOWN: u32 = 0x8000_0007;
 
@@ -118,6 +118,14 @@ fn a_slot_is_used_again_and_late_completions_are_not_mistaken() {
         replies(&sent(&mut world, second), Mode::Simple, 512).len(),
         1
     );
+    // The first request once more, now that its slot has another owner: a bug of the wiring.
+    world.feed(second, &ask(Mode::Simple, read(512, 512)));
+    let tag = Tag(world.pending[0].tag.0 - (1 << 40));
+    let result = Err(ErrorKind::Io);
+    world.event(FrontendEvent::Complete(Completion { tag, result }));
+    assert_eq!(sent(&mut world, second), b"");
+    world.complete_all();
+    assert_eq!(error_of(&sent(&mut world, second)[..16], Mode::Simple), 0);
     for _ in 0..1000 {
         let id = connect(&mut world, Mode::Simple);
         world.gone(id);
@@ -140,7 +148,9 @@ fn slow_negotiations_are_cut_at_thirty_seconds() {
         world.feed(later, chunk);
     }
     assert!(!world.pipes[&slow].closed);
-    world.advance(Duration::from_millis(1001));
+    world.advance(Duration::from_millis(999));
+    assert!(!world.pipes[&slow].closed);
+    world.advance(Duration::from_millis(1));
     assert!(world.pipes[&slow].closed, "30 s after the accept");
     assert!(!world.pipes[&later].closed);
     world.advance(Duration::from_secs(10));
@@ -211,7 +221,7 @@ fn the_end_of_service_does_not_wait_for_ever() {
         world.event(FrontendEvent::Serving(false));
         world.advance(Duration::from_millis(4999));
         assert!(!world.pipes[&busy].closed);
-        world.advance(Duration::from_millis(2));
+        world.advance(Duration::from_millis(1));
         for id in [busy, stalled] {
             assert_eq!(error_of(&sent(&mut world, id), mode), 108);
             assert!(world.pipes[&id].closed);
