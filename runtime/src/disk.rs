@@ -175,6 +175,7 @@ impl Io {
     }
 
     /// Closes a file once what is in flight on it has ended; new requests are refused from now on.
+    /// The kernel lets go of the file, and of its lock, in one of the next turns.
     pub fn close_file(&mut self, file: FileId) {
         if let Some(Some(entry)) = self.disk.files.get_mut(usize::from(file.index))
             && entry.serial == file.serial
@@ -182,6 +183,17 @@ impl Io {
             entry.closing = true;
         }
         self.reap_file(file.index);
+    }
+
+    /// Closes all files, on which nothing is in flight: the ring forgets them at once, so that their
+    /// locks are free when the loop is gone.
+    pub(crate) fn close_files(&mut self) {
+        for index in 0..self.disk.files.len() {
+            if let Some(entry) = &mut self.disk.files[index] {
+                entry.closing = true;
+            }
+            self.reap_file(u16::try_from(index).unwrap_or(u16::MAX));
+        }
     }
 
     fn reap_file(&mut self, index: u16) {

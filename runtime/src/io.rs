@@ -79,6 +79,24 @@ impl Key {
     }
 }
 
+/// Errors of `accept` that are about the connection that was to come, not about the listener.
+fn is_passing(error: i32) -> bool {
+    let network = [
+        libc::ENETDOWN,
+        libc::EHOSTUNREACH,
+        libc::ENETUNREACH,
+        libc::EHOSTDOWN,
+    ];
+    let passing = [
+        libc::ECONNABORTED,
+        libc::EAGAIN,
+        libc::EINTR,
+        libc::EPROTO,
+        libc::ECANCELED,
+    ];
+    passing.contains(&error) || network.contains(&error)
+}
+
 #[derive(Debug)]
 struct Listener {
     listening: Listening,
@@ -250,8 +268,17 @@ impl Io {
     /// # Errors
     /// When it is no socket, or [`LISTENERS_MAX`] listen.
     pub fn listen_on(&mut self, socket: OwnedFd) -> Result<ListenerId, RuntimeError> {
-        let mut listening = sockets::adopt(Socket::from(socket))
-            .map_err(|error| RuntimeError::new("adopt a listening socket", error))?;
+        let what = "adopt a listening socket";
+        let socket = Socket::from(socket);
+        let listens = socket
+            .is_listener()
+            .map_err(|error| RuntimeError::new(what, error))?;
+        if !listens {
+            let why = "it does not listen";
+            return Err(RuntimeError::own(what, io::ErrorKind::InvalidInput, why));
+        }
+        let mut listening =
+            sockets::adopt(socket).map_err(|error| RuntimeError::new(what, error))?;
         // Whoever made its file removes it.
         listening.inode = None;
         self.add_listener(listening)
@@ -352,10 +379,7 @@ impl Io {
             if !stopping {
                 self.open_accepted(ListenerId(index), socket, is_tcp);
             }
-        } else if matches!(
-            -result,
-            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM
-        ) {
+        } else if !stopping && !is_passing(-result) {
             let error = io::Error::from_raw_os_error(-result);
             tracing::warn!(%error, "cannot accept a connection: pausing");
             self.accept_retry = Some(self.now.after(ACCEPT_RETRY_PAUSE));
@@ -610,6 +634,12 @@ impl Io {
                 }
             }
             self.reap_dirty();
+        }
+        self.reap_dirty();
+        self.close_files();
+        // Runs what the kernel has deferred, so that it lets go of the files.
+        if let Err(error) = self.driver.enter(Duration::ZERO, &mut completions) {
+            tracing::debug!(%error, "last enter");
         }
         true
     }

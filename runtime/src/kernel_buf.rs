@@ -1,36 +1,28 @@
-//! A heap buffer of which the kernel may own the tail: the receive buffer of a connection.
+//! A buffer of which the kernel may own the tail: the receive buffer of a connection.
 
-use core::ptr::NonNull;
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use memmap2::{MmapMut, MmapRaw};
+use std::io;
 
 /// A zeroed buffer at a fixed address. Bytes from `lent_from` on belong to the kernel.
 #[derive(Debug)]
 pub(crate) struct KernelBuf {
-    start: NonNull<u8>,
-    layout: Layout,
+    map: MmapRaw,
     lent_from: usize,
 }
 
 impl KernelBuf {
-    /// A buffer of `len` bytes, 1 or more. Its pages cost memory only once they are filled.
-    pub(crate) fn new(len: usize) -> KernelBuf {
-        assert!(len > 0, "empty kernel buffer");
-        let layout = Layout::array::<u8>(len).unwrap_or(Layout::new::<u8>());
-        assert!(layout.size() == len, "kernel buffer of {len} bytes");
-        // SAFETY: the layout's size is not zero.
-        let start = unsafe { alloc_zeroed(layout) };
-        let Some(start) = NonNull::new(start) else {
-            handle_alloc_error(layout)
-        };
-        KernelBuf {
-            start,
-            layout,
+    /// A buffer of `len` bytes, 1 or more. Its pages cost memory only once they are filled, which
+    /// is why it is mapped and not taken from the heap.
+    pub(crate) fn new(len: usize) -> io::Result<KernelBuf> {
+        let map = MmapRaw::from(MmapMut::map_anon(len)?);
+        Ok(KernelBuf {
+            map,
             lent_from: len,
-        }
+        })
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.layout.size()
+        self.map.len()
     }
 
     /// Gives the bytes from `from` to the end to the kernel; the caller calls [`Self::take_back`]
@@ -41,9 +33,9 @@ impl KernelBuf {
             "receive buffer lent twice"
         );
         self.lent_from = from;
-        // SAFETY: `from` is below the length of the allocation.
-        let tail = unsafe { self.start.add(from) };
-        (tail.as_ptr(), self.len() - from)
+        // SAFETY: `from` is below the length of the mapping.
+        let tail = unsafe { self.map.as_mut_ptr().add(from) };
+        (tail, self.len() - from)
     }
 
     /// The kernel is done with the tail.
@@ -62,11 +54,11 @@ impl KernelBuf {
             from <= to && to <= self.lent_from,
             "bytes {from}..{to} of a lent receive buffer"
         );
-        // SAFETY: `from` lies inside the allocation.
-        let first = unsafe { self.start.add(from) };
-        // SAFETY: `from..to` lies inside the allocation, is initialized (zeroed at the start), and
+        // SAFETY: `from` lies inside the mapping.
+        let first = unsafe { self.map.as_mut_ptr().add(from) };
+        // SAFETY: `from..to` lies inside the mapping, is initialized (it reads zero at first), and
         // the kernel writes only at `lent_from` and above; `&self` keeps `move_down` away.
-        unsafe { core::slice::from_raw_parts(first.as_ptr(), to - from) }
+        unsafe { core::slice::from_raw_parts(first, to - from) }
     }
 
     /// Moves the bytes `from..to` to the front. Nothing may be lent.
@@ -75,10 +67,10 @@ impl KernelBuf {
             from <= to && to <= self.len() && !self.is_lent(),
             "move in a lent buffer"
         );
-        let target = self.start.as_ptr();
-        // SAFETY: `from` lies inside the allocation.
+        let target = self.map.as_mut_ptr();
+        // SAFETY: `from` lies inside the mapping.
         let source = unsafe { target.add(from) };
-        // SAFETY: both runs lie inside the allocation, which nobody else uses (`&mut self`, not
+        // SAFETY: both runs lie inside the mapping, which nobody else uses (`&mut self`, not
         // lent); `copy` allows overlap.
         unsafe { core::ptr::copy(source, target, to - from) };
     }
@@ -90,7 +82,5 @@ impl Drop for KernelBuf {
             !self.is_lent(),
             "receive buffer freed while the kernel owns it"
         );
-        // SAFETY: allocated in `new` with this layout and freed once.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) };
     }
 }

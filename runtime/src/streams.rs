@@ -169,9 +169,16 @@ impl Io {
         let Some(conn) = self.conns.get(slot) else {
             return;
         };
-        let buffer = conn
-            .buffer
-            .get_or_insert_with(|| KernelBuf::new(RECEIVE_BUFFER_BYTES));
+        let buffer = match &mut conn.buffer {
+            Some(buffer) => buffer,
+            none => match KernelBuf::new(RECEIVE_BUFFER_BYTES) {
+                Ok(buffer) => none.insert(buffer),
+                Err(error) => {
+                    tracing::warn!(peer = %conn.peer, %error, "no memory to receive with");
+                    return self.kill(slot);
+                }
+            },
+        };
         let (start, end) = (conn.start, conn.end);
         if start > 0 && (start == end || buffer.len() - end < HEADER_BYTES_MAX * 2) {
             // What is left here is shorter than a header: a cheap move.

@@ -284,11 +284,14 @@ fn file_closed_with_requests_in_flight_finishes_them_first() {
         bench.driver.io().close_file(bench.file);
         bench.wait(100);
         assert!(bench.server.done.iter().all(|done| done.result == Ok(4096)));
-        let lock = Some(std::time::Duration::from_secs(10));
-        let again = DataFile::open(&OpenFile {
-            lock,
+        let how = OpenFile {
             direct: false,
             ..OpenFile::existing(path)
+        };
+        let mut again = None;
+        drive(&mut bench.driver, &mut bench.server, |_, _| {
+            again = DataFile::open(&how).ok();
+            again.is_some()
         });
         let mut bytes = [0; 4096];
         again.unwrap().read_at(99 * 4096, &mut bytes).unwrap();
@@ -329,6 +332,12 @@ fn loop_dropped_with_disk_requests_in_flight_waits_for_them() {
             .turn(&mut bench.server, std::time::Duration::ZERO)
             .unwrap();
         drop(bench);
+        let lock = Some(std::time::Duration::from_secs(10));
+        let again = DataFile::open(&OpenFile {
+            lock,
+            ..OpenFile::existing(&path)
+        });
+        assert!(again.is_ok(), "the lock is free soon: {again:?}");
         let bytes = std::fs::read(path).unwrap();
         assert!(bytes[..200 * 4096].iter().all(|byte| *byte == 9));
     }

@@ -9,6 +9,7 @@ use super::{Completion, FdRef, FdUse, SysOp, Wait};
 use crate::error::RuntimeError;
 use crate::limits::{CONNECTIONS_MAX, FILES_MAX, LISTENERS_MAX, RING_COMPLETIONS, RING_ENTRIES};
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
 
@@ -31,6 +32,9 @@ pub(crate) struct Uring {
     in_flight: usize,
     enters: u64,
     poll_first: bool,
+    /// Entries that found the submission queue full; they go first at the next enter. Bounded by
+    /// what may be in flight.
+    backlog: VecDeque<squeue::Entry>,
 }
 
 impl core::fmt::Debug for Uring {
@@ -88,13 +92,15 @@ impl Uring {
         let (ring, flags) = build().map_err(fail)?;
         check(&ring).map_err(fail)?;
         let submitter = ring.submitter();
-        let files_free = match submitter.register_files_sparse(FILES_REGISTERED_MAX) {
-            Ok(()) => (0..FILES_REGISTERED_MAX).rev().collect(),
-            Err(error) => {
-                tracing::info!(%error, "io_uring: files are not registered");
-                Vec::new()
-            }
-        };
+        // The table may not be longer than RLIMIT_NOFILE.
+        let lengths = [FILES_REGISTERED_MAX, 512, 128];
+        let files = lengths
+            .into_iter()
+            .find(|len| submitter.register_files_sparse(*len).is_ok());
+        if files.is_none() {
+            tracing::info!("io_uring: files are not registered");
+        }
+        let files_free: Vec<u32> = (0..files.unwrap_or(0)).rev().collect();
         let wanted = regions.min(REGIONS_MAX);
         let regions = match submitter.register_buffers_sparse(wanted) {
             Ok(()) => wanted,
@@ -118,6 +124,7 @@ impl Uring {
             in_flight: 0,
             enters: 0,
             poll_first,
+            backlog: VecDeque::new(),
         })
     }
 
@@ -215,19 +222,34 @@ impl Uring {
     /// # Safety
     /// What the entry names stays valid until its completion.
     unsafe fn push(&mut self, entry: &squeue::Entry) {
-        // SAFETY: the caller's promise is passed on.
-        let mut pushed = unsafe { self.ring.submission().push(entry) };
-        while pushed.is_err() {
-            // The queue is full: hand it over early. EBUSY and EAGAIN pass once the kernel has
-            // worked; anything else shows at the next enter.
+        self.in_flight += 1;
+        if self.backlog.is_empty() {
+            // SAFETY: the caller's promise is passed on.
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                return;
+            }
+            // The queue is full: hand it over early. What fails here fails again at the enter.
             self.enters += 1;
             if let Err(error) = self.ring.submit() {
                 tracing::debug!(%error, "early submission");
             }
             // SAFETY: the caller's promise is passed on.
-            pushed = unsafe { self.ring.submission().push(entry) };
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                return;
+            }
         }
-        self.in_flight += 1;
+        self.backlog.push_back(entry.clone());
+    }
+
+    fn push_backlog(&mut self) {
+        while let Some(entry) = self.backlog.front() {
+            // SAFETY: `push` was promised that the memory is valid until the completion, which
+            // cannot come before this.
+            if unsafe { self.ring.submission().push(entry) }.is_err() {
+                return;
+            }
+            self.backlog.pop_front();
+        }
     }
 
     pub(super) fn enter(
@@ -236,6 +258,7 @@ impl Uring {
         out: &mut Vec<Completion>,
     ) -> Result<(), RuntimeError> {
         self.enters += 1;
+        self.push_backlog();
         // With a time limit of zero the call still runs the kernel's deferred work.
         let wait = if self.ring.completion().is_empty() {
             wait
