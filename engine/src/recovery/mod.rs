@@ -14,12 +14,13 @@ use trilith_wire::{ReplicaState, WindowRecord};
 mod executor;
 mod overlay;
 mod plan;
+mod steps;
 
-pub use executor::{
-    Failure, Outcome, ReadData, Recovery, RecoveryConfig, RecoveryEvent, RecoveryStep,
-};
+pub use executor::Recovery;
 pub use overlay::Override;
-pub use plan::{Blocked, Plan, Policy, plan};
+pub use plan::{Blocked, LOSSY_WAIT_DEFAULT, Plan, Policy, SMALL_BYTES_DEFAULT, plan};
+pub(crate) use plan::clip;
+pub use steps::{Failure, Outcome, ReadData, RecoveryConfig, RecoveryEvent, RecoveryStep};
 
 #[cfg(test)]
 mod executor_tests;

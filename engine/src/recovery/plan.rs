@@ -1,9 +1,24 @@
 //! The merge: from promises to a plan (R1 to R4, R6's choice of members).
+//!
+//! Words: *void* = tainted or with a failed device; what it accepted beyond its watermark cannot be
+//! told. A rule that speaks of the activity log of a tainted member means its `need` as well, for a
+//! taint turns the one into the other (M2).
 
+use super::overlay::{Accepted, overrides};
 use super::{MemberMaps, Override, Promise};
 use alloc::vec::Vec;
+use core::cmp::Reverse;
 use core::time::Duration;
-use trilith_block::{ChunkMap, Idx, MemberId, MemberSet, Term};
+use trilith_block::limits::{BLOCK_SHIFT, CHUNK_BLOCKS};
+use trilith_block::{
+    BlockRange, Blocks, ChunkMap, ExtentNo, Idx, Lba, MemberId, MemberSet, Term,
+};
+use trilith_wire::SlotStatus;
+
+/// Default of [`Policy::small_bytes`]: copied in well under a second.
+pub const SMALL_BYTES_DEFAULT: u64 = 64 << 20;
+/// Default of [`Policy::lossy_wait`].
+pub const LOSSY_WAIT_DEFAULT: Duration = Duration::from_secs(60);
 
 /// What the plan may do, and what it must know beside the promises.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,7 +49,8 @@ pub enum Blocked {
         /// After this long the plan goes on without them; `None`: never.
         left: Option<Duration>,
     },
-    /// No complete member of the newest term has a working device.
+    /// Too few members with a working device: no complete member of the newest term has one, or a
+    /// lossy recovery would not know what was flushed. More voters may help, time does not.
     NoSource {
         /// Voters that may help.
         missing: MemberSet,
@@ -72,11 +88,316 @@ pub struct Plan {
     pub loss_known: MemberSet,
 }
 
+impl Plan {
+    /// Number of voters that make a majority.
+    pub fn majority(&self) -> usize {
+        majority(self.voters)
+    }
+
+    /// Who holds the canonical value of a block.
+    pub fn source(&self, lba: Lba) -> MemberId {
+        let after = self.overrides.partition_point(|o| o.range.start <= lba);
+        match after.checked_sub(1).map(|at| self.overrides[at]) {
+            Some(o) if lba < o.range.end() => o.source,
+            Some(_) | None => self.base,
+        }
+    }
+}
+
+fn majority(voters: MemberSet) -> usize {
+    voters.count() / 2 + 1
+}
+
+/// A promise with what the rules ask of it again and again.
+struct Voter<'a> {
+    promise: &'a Promise,
+    /// Tainted or failed: only its durable prefix counts.
+    void: bool,
+    /// In M (R1), its device working or not.
+    in_m: bool,
+    /// A slot of its window failed at the device: it may be unable to start a term (M3).
+    failed_slot: bool,
+}
+
+impl Voter<'_> {
+    fn member(&self) -> MemberId {
+        self.promise.member
+    }
+
+    /// It can be read: a base, a source or a member of the first in-sync set.
+    fn works(&self) -> bool {
+        !self.promise.state.flags.failed
+    }
+
+    /// Up to here it holds everything.
+    fn prefix(&self) -> Idx {
+        let state = &self.promise.state;
+        if self.void { state.w } else { state.upto.max(state.w) }
+    }
+
+    fn needs_nothing(&self) -> bool {
+        self.promise.need.is_empty() && !self.promise.state.flags.need
+    }
+}
+
 /// Computes the plan. Cost: linear in the maps and in the blocks of all windows.
 ///
 /// # Errors
 /// [`Blocked`]: more promises (or more time) are needed.
 pub fn plan(promises: &[Promise], voters: MemberSet, policy: &Policy) -> Result<Plan, Blocked> {
-    let _ = (promises, policy);
-    Err(Blocked::NoMajority { missing: voters })
+    let capacity_blocks = policy.capacity_bytes >> BLOCK_SHIFT;
+    let mut quorum = MemberSet::EMPTY;
+    let mut distinct: Vec<&Promise> = Vec::new();
+    for promise in promises {
+        if voters.contains(promise.member) && !quorum.contains(promise.member) {
+            quorum = quorum.with(promise.member);
+            distinct.push(promise);
+        }
+    }
+    let missing = voters.minus(quorum);
+    if quorum.count() < majority(voters) {
+        return Err(Blocked::NoMajority { missing });
+    }
+    let tm = distinct.iter().map(|p| p.state.se.term).max().unwrap_or_default();
+    let q: Vec<Voter<'_>> = distinct.iter().map(|p| classify(p, tm)).collect();
+
+    let lossy = is_lossy(&q, voters, missing);
+    if lossy {
+        may_lose(&q, voters, missing, policy)?;
+    }
+    let base = choose_base(&q, lossy).ok_or(Blocked::NoSource { missing })?;
+
+    let accepted = Accepted::of(base.promise, base.void);
+    let witnesses: Vec<&Promise> =
+        q.iter().filter(|v| v.in_m && !v.void).map(|v| v.promise).collect();
+    let overrides = overrides(&witnesses, base.member(), &accepted, capacity_blocks);
+
+    let limbo = limbo(&q, base, tm, lossy, capacity_blocks);
+    let differing = differing(&q, voters, base, tm, &limbo, capacity_blocks);
+    let highest_loss = q.iter().map(|v| v.promise.state.loss).max().unwrap_or(0);
+    let loss = if lossy { highest_loss.saturating_add(1) } else { highest_loss };
+    let loss_known = set_of(q.iter().filter(|v| v.promise.state.loss == loss));
+    let first_iss = choose_first_iss(&q, voters, base, &differing, policy.small_bytes);
+    let start = Idx(highest_idx(&q).0.saturating_add(1));
+    Ok(Plan {
+        lossy,
+        voters,
+        quorum,
+        tm,
+        base: base.member(),
+        loss,
+        overrides,
+        limbo,
+        differing,
+        first_iss,
+        start,
+        capacity_blocks,
+        loss_known,
+    })
+}
+
+fn set_of<'a>(voters: impl Iterator<Item = &'a Voter<'a>>) -> MemberSet {
+    voters.fold(MemberSet::EMPTY, |set, v| set.with(v.member()))
+}
+
+/// R1: M = members of Q whose epoch is of Tm and which are in the in-sync set of their own durable
+/// epoch. A told-out or rebuilding member is not.
+fn classify(promise: &Promise, tm: Term) -> Voter<'_> {
+    let state = &promise.state;
+    Voter {
+        promise,
+        void: state.flags.tainted || state.flags.failed,
+        in_m: state.se.term == tm && state.iss.contains(promise.member),
+        failed_slot: promise.window.iter().any(|r| r.status == SlotStatus::Failed),
+    }
+}
+
+/// R2: a voter is *unknown* when a commit quorum of Tm may have counted its ack and it cannot say
+/// what it accepted: voters outside Q, and void members of M. Clean iff fewer than a majority are
+/// unknown, for then every commit quorum has a witness.
+///
+/// M7: a void member outside the in-sync set of the highest epoch in M is known. The engine stopped
+/// counting it when it *issued* that SYNCSET, which is a barrier: whoever holds that epoch durably
+/// (the base, by R3) holds every entry committed with the void member's ack, durably.
+fn is_lossy(q: &[Voter<'_>], voters: MemberSet, missing: MemberSet) -> bool {
+    let newest = q
+        .iter()
+        .filter(|v| v.in_m && v.works())
+        .map(|v| (v.promise.state.se, v.promise.state.iss))
+        .max_by_key(|(se, _)| *se);
+    let unknown = q.iter().filter(|v| {
+        let demoted = newest.is_some_and(|(se, iss)| {
+            v.promise.state.se < se && !iss.contains(v.member())
+        });
+        v.in_m && v.void && !demoted
+    });
+    majority(voters) <= missing.count() + unknown.count()
+}
+
+/// R2, the policy: go on at once when nobody is missing, else after the configured wait. Never with
+/// fewer than a majority of working devices: what was flushed may be on the others only.
+fn may_lose(
+    q: &[Voter<'_>],
+    voters: MemberSet,
+    missing: MemberSet,
+    policy: &Policy,
+) -> Result<(), Blocked> {
+    if q.iter().filter(|v| v.works()).count() < majority(voters) {
+        return Err(Blocked::NoSource { missing });
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    match policy.lossy_wait {
+        None => Err(Blocked::WaitForMore { missing, left: None }),
+        Some(wait) if policy.waited < wait => {
+            Err(Blocked::WaitForMore { missing, left: Some(wait - policy.waited) })
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// R3, the base. The highest epoch comes first in both cases. Clean: then a valid window; what
+/// follows is preference only, since the overlay adds what the base lacks. A void base of a higher
+/// epoch beats a member of a lower epoch with a valid window: all that was committed before its
+/// SYNCSET is durable at it (so M7 is right), and after it nothing was, or there would be a witness
+/// of that epoch. Lossy: then the longest prefix, which has every flushed write (Theorem 2).
+fn choose_base<'a>(q: &'a [Voter<'a>], lossy: bool) -> Option<&'a Voter<'a>> {
+    let candidates = q.iter().filter(|v| v.in_m && v.works());
+    candidates.max_by_key(|v| {
+        let length = if lossy { v.prefix() } else { Idx(0) };
+        (
+            v.promise.state.se,
+            length,
+            !v.void,
+            !v.failed_slot,
+            v.needs_nothing(),
+            v.prefix(),
+            Reverse(v.member()),
+        )
+    })
+}
+
+/// R4, U: windows (every status) of all members of term Tm, need(base), AL(base) when it is void,
+/// and in a lossy recovery AL of every void member of M: what it held may have been seen.
+fn limbo(
+    q: &[Voter<'_>],
+    base: &Voter<'_>,
+    tm: Term,
+    lossy: bool,
+    capacity_blocks: u64,
+) -> ChunkMap {
+    let mut limbo = ChunkMap::new();
+    for v in q.iter().filter(|v| v.promise.state.se.term == tm) {
+        add_window(&mut limbo, v.promise);
+    }
+    limbo.union(&base.promise.need);
+    if base.void {
+        limbo.union(&base.promise.al);
+    }
+    for v in q.iter().filter(|v| lossy && v.in_m && v.void) {
+        limbo.union(&v.promise.al);
+        limbo.union(&v.promise.need);
+    }
+    clip(&mut limbo, capacity_blocks);
+    limbo
+}
+
+/// R4, D: U, what members of term Tm say that the voter may lack, and what the voter says of
+/// itself: its window, need, and AL when it is void. The base defines the content: it differs at
+/// most inside U.
+fn differing(
+    q: &[Voter<'_>],
+    voters: MemberSet,
+    base: &Voter<'_>,
+    tm: Term,
+    limbo: &ChunkMap,
+    capacity_blocks: u64,
+) -> MemberMaps {
+    let mut differing = MemberMaps::new();
+    for member in voters.iter() {
+        let map = differing.get_mut(member);
+        *map = limbo.clone();
+        if member == base.member() {
+            continue;
+        }
+        for v in q.iter().filter(|v| v.promise.state.se.term == tm && v.member() != member) {
+            map.union(v.promise.dirty.get(member));
+        }
+        for v in q.iter().filter(|v| v.member() == member) {
+            add_window(map, v.promise);
+            map.union(&v.promise.need);
+            if v.void {
+                map.union(&v.promise.al);
+            }
+        }
+        clip(map, capacity_blocks);
+    }
+    differing
+}
+
+/// R6, who is repaired before the term starts: the base, everyone with little to repair, and as
+/// many more as a majority takes, those with least to repair first. A member with a failed slot
+/// comes last, a failed device never.
+fn choose_first_iss(
+    q: &[Voter<'_>],
+    voters: MemberSet,
+    base: &Voter<'_>,
+    differing: &MemberMaps,
+    small_bytes: u64,
+) -> MemberSet {
+    let mut order: Vec<(bool, bool, u64, MemberId)> = q
+        .iter()
+        .filter(|v| v.works())
+        .map(|v| {
+            let bytes = differing.get(v.member()).bytes();
+            (v.failed_slot, v.member() != base.member(), bytes, v.member())
+        })
+        .collect();
+    order.sort_unstable();
+    let mut iss = MemberSet::EMPTY;
+    for (failed_slot, not_base, bytes, member) in order {
+        let wanted = !failed_slot && (!not_base || bytes <= small_bytes);
+        if wanted || iss.count() < majority(voters) {
+            iss = iss.with(member);
+        }
+    }
+    iss
+}
+
+/// The highest position that Q has seen: a new entry must never get one of these.
+fn highest_idx(q: &[Voter<'_>]) -> Idx {
+    let of = |p: &Promise| {
+        let s = &p.state;
+        let window = p.window.iter().map(|r| r.idx).max().unwrap_or_default();
+        s.max_idx.max(s.upto).max(s.tidx).max(s.w).max(window)
+    };
+    q.iter().map(|v| of(v.promise)).max().unwrap_or_default()
+}
+
+fn add_window(map: &mut ChunkMap, promise: &Promise) {
+    for record in promise.window.iter().filter(|r| r.range.in_one_extent()) {
+        map.add_range(record.range);
+    }
+}
+
+/// Drops chunks beyond the end of the volume.
+pub(crate) fn clip(map: &mut ChunkMap, capacity_blocks: u64) {
+    let end = Lba(capacity_blocks);
+    let partial = Blocks(end.in_extent());
+    let keep = BlockRange::new(end.extent().first(), partial).chunk_mask();
+    map.set_mask(end.extent(), map.mask(end.extent()) & keep);
+    let beyond = ExtentNo(end.extent().0.saturating_add(1));
+    loop {
+        let last = map.iter_from(beyond).next();
+        let Some((extent, _)) = last else { return };
+        map.set_mask(extent, 0);
+    }
+}
+
+/// The blocks of a chunk that are inside the volume.
+pub(super) fn clipped_chunk(extent: ExtentNo, chunk: u32, capacity_blocks: u64) -> BlockRange {
+    let start = extent.first().0 + u64::from(chunk * CHUNK_BLOCKS);
+    let count = capacity_blocks.saturating_sub(start).min(u64::from(CHUNK_BLOCKS));
+    BlockRange::new(Lba(start), Blocks(u32::try_from(count).unwrap_or(0)))
 }
