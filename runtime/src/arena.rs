@@ -41,9 +41,7 @@ impl ArenaConfig {
     /// The default of this process: [`ARENA_BYTES_DEFAULT`] when that much memory may be locked,
     /// otherwise [`ARENA_BYTES_UNLOCKED`].
     pub fn of_process() -> ArenaConfig {
-        let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
-        let lockable = limit.is_none_or(|bytes| bytes >= ARENA_BYTES_DEFAULT)
-            || rustix::process::geteuid().is_root();
+        let lockable = lockable_bytes().is_none_or(|bytes| bytes >= ARENA_BYTES_DEFAULT);
         let budget_bytes = if lockable {
             ARENA_BYTES_DEFAULT
         } else {
@@ -54,6 +52,18 @@ impl ArenaConfig {
             huge_pages: true,
         }
     }
+}
+
+/// Bytes that this user may lock, in all its processes together; `None`: any number.
+pub(crate) fn lockable_bytes() -> Option<u64> {
+    let sets = rustix::thread::capabilities(None);
+    if sets.is_ok_and(|sets| {
+        sets.effective
+            .contains(rustix::thread::CapabilitySet::IPC_LOCK)
+    }) {
+        return None;
+    }
+    rustix::process::getrlimit(rustix::process::Resource::Memlock).current
 }
 
 /// State of the page that starts a run of free pages or a buffer.

@@ -9,8 +9,8 @@ use crate::disk::{Disk, DiskDone};
 use crate::error::RuntimeError;
 use crate::handler::Signal;
 use crate::limits::{
-    ACCEPT_RETRY_PAUSE, DISK_IN_FLIGHT_MAX, DROP_WAIT_MAX, LISTENERS_MAX, MESSAGES_MAX,
-    OUTPUT_BYTES_MAX, SLEEP_TIME_MAX,
+    ACCEPT_RETRY_PAUSE, DISK_IN_FLIGHT_MAX, DROP_WAIT_MAX, LISTENERS_MAX, LOCKED_SHARE,
+    MESSAGES_MAX, OUTPUT_BYTES_MAX, SLEEP_TIME_MAX, SUPER_BLOCK_BYTES,
 };
 use crate::sockets::{self, Listening};
 use crate::stats::Stats;
@@ -105,6 +105,16 @@ struct Listener {
     stopping: bool,
 }
 
+/// Super-blocks of the arena that may be registered.
+fn registered_max(arena: &Arena) -> u32 {
+    let all = arena.super_blocks_max();
+    let Some(lockable) = crate::arena::lockable_bytes() else {
+        return all;
+    };
+    let share = lockable / LOCKED_SHARE / u64::from(SUPER_BLOCK_BYTES);
+    all.min(u32::try_from(share).unwrap_or(all))
+}
+
 /// A descriptor that is watched for readability.
 #[derive(Debug)]
 struct Watched {
@@ -154,7 +164,7 @@ impl core::fmt::Debug for Io {
 
 impl Io {
     pub(crate) fn new(backend: Backend, arena: Arena) -> Result<Io, RuntimeError> {
-        let mut driver = Driver::new(backend, arena.super_blocks_max())?;
+        let mut driver = Driver::new(backend, registered_max(&arena))?;
         let (waker, wake) = crate::waker::waker()?;
         let wake_fd = driver.attach(wake.event.as_raw_fd(), FdUse::Input)?;
         let mut io = Io {
@@ -214,7 +224,7 @@ impl Io {
 
     /// Bytes of the arena that are registered with the ring.
     pub fn registered_bytes(&self) -> u64 {
-        u64::from(self.registered) * u64::from(crate::limits::SUPER_BLOCK_BYTES)
+        u64::from(self.registered) * u64::from(SUPER_BLOCK_BYTES)
     }
 
     /// Ends [`crate::Loop::run`] after this turn.

@@ -54,6 +54,8 @@ pub const LISTEN_BACKLOG: i32 = 256;
 pub const RING_ENTRIES: u32 = 512;
 /// Entries of the completion queue. Reached: the kernel keeps the overflow (NODROP is required).
 pub const RING_COMPLETIONS: u32 = 4096;
+/// Entries of both queues where RLIMIT_MEMLOCK has no room for the usual ones.
+pub const RING_ENTRIES_SMALL: u32 = 64;
 /// Threads that do the disk calls of the plain backend.
 pub const DISK_THREADS: usize = 4;
 /// Readiness events taken from epoll at once; the rest comes with the next turn.
@@ -65,6 +67,10 @@ pub const SUPER_BLOCK_BYTES: u32 = TRANSFER_BYTES_MAX;
 pub const ARENA_BYTES_DEFAULT: u64 = 64 << 20;
 /// Arena budget when RLIMIT_MEMLOCK forbids registering more, in bytes (8 MiB is the usual limit).
 pub const ARENA_BYTES_UNLOCKED: u64 = 8 << 20;
+/// A process registers at most this fraction of what its user may lock: the limit is per user, and
+/// the rings of the user's other processes must fit as well. The rest of the arena works
+/// unregistered.
+pub const LOCKED_SHARE: u64 = 8;
 /// Largest arena budget, in bytes: 2^20 pages fit a `BufId` beside its generation.
 pub const ARENA_BYTES_MAX: u64 = 4 << 30;
 /// Longest secret or small file read, in bytes. Reached: the file is refused.

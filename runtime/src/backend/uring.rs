@@ -7,7 +7,9 @@
 
 use super::{Completion, FdRef, FdUse, SysOp, Wait};
 use crate::error::RuntimeError;
-use crate::limits::{CONNECTIONS_MAX, FILES_MAX, LISTENERS_MAX, RING_COMPLETIONS, RING_ENTRIES};
+use crate::limits::{
+    CONNECTIONS_MAX, FILES_MAX, LISTENERS_MAX, RING_COMPLETIONS, RING_ENTRIES, RING_ENTRIES_SMALL,
+};
 use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
 use std::collections::VecDeque;
 use std::io;
@@ -46,11 +48,11 @@ impl core::fmt::Debug for Uring {
 }
 
 /// Tries set-ups from the best to the plainest.
-fn build() -> io::Result<(IoUring, &'static str)> {
+fn build(entries: u32, completions: u32) -> io::Result<(IoUring, &'static str)> {
     let mut last = io::Error::from_raw_os_error(libc::ENOSYS);
     for level in 0..4 {
         let mut builder = IoUring::builder();
-        builder.setup_cqsize(RING_COMPLETIONS).setup_clamp();
+        builder.setup_cqsize(completions).setup_clamp();
         let name = match level {
             0 => {
                 builder
@@ -76,7 +78,7 @@ fn build() -> io::Result<(IoUring, &'static str)> {
             }
             _ => "no flags",
         };
-        match builder.build(RING_ENTRIES) {
+        match builder.build(entries) {
             Ok(ring) => return Ok((ring, name)),
             // EINVAL: a flag unknown to this kernel. Anything else will not change with flags.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => last = error,
@@ -89,7 +91,14 @@ fn build() -> io::Result<(IoUring, &'static str)> {
 impl Uring {
     pub(super) fn new(regions: u32) -> Result<Uring, RuntimeError> {
         let fail = |error: io::Error| RuntimeError::new("set up io_uring", error);
-        let (ring, flags) = build().map_err(fail)?;
+        let (ring, flags) = match build(RING_ENTRIES, RING_COMPLETIONS) {
+            // Old kernels, and users with a low limit: the queues count as locked memory.
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
+                build(RING_ENTRIES_SMALL, 4 * RING_ENTRIES_SMALL)
+            }
+            other => other,
+        }
+        .map_err(fail)?;
         check(&ring).map_err(fail)?;
         let submitter = ring.submitter();
         // The table may not be longer than RLIMIT_NOFILE.
@@ -102,7 +111,7 @@ impl Uring {
         }
         let files_free: Vec<u32> = (0..files.unwrap_or(0)).rev().collect();
         let wanted = regions.min(REGIONS_MAX);
-        let regions = match submitter.register_buffers_sparse(wanted) {
+        let regions = match submitter.register_buffers_sparse(wanted.max(1)) {
             Ok(()) => wanted,
             Err(error) => {
                 tracing::info!(%error, "io_uring: buffers are not registered");

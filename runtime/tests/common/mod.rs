@@ -38,7 +38,7 @@ pub fn backends() -> Vec<Backend> {
         Ok(_) => vec![Backend::Plain, Backend::Uring],
         Err(error) => {
             let number = error.source.raw_os_error();
-            let forbidden = [libc::EPERM, libc::ENOSYS, libc::EACCES]
+            let forbidden = [libc::EPERM, libc::ENOSYS, libc::EACCES, libc::ENOMEM]
                 .map(Some)
                 .contains(&number);
             assert!(
