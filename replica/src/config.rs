@@ -1,0 +1,42 @@
+//! What the driver tells a replica at its start. Limits and times are here too, so that the
+//! simulator can shrink them.
+
+use crate::limits;
+use crate::store::OpenParams;
+use core::time::Duration;
+use trilith_block::Uuid;
+use trilith_wire::auth::Secret;
+
+/// Configuration of a [`crate::Replica`].
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Volume that must be found in the store; [`Uuid::NONE`]: whichever is there.
+    pub volume: Uuid,
+    /// The volume's secret (M24).
+    pub secret: Secret,
+    /// 32 random bytes, fresh for each process: nonces are made from them.
+    pub entropy: [u8; 32],
+    /// The host, and how the data file is to be treated.
+    pub open: OpenParams,
+    /// Lease granted to a live engine (5.5).
+    pub lease: Duration,
+    /// Time from a connection to WELCOME.
+    pub handshake: Duration,
+    /// Payload bytes an engine may have in flight here.
+    pub credit_bytes: u32,
+}
+
+impl Config {
+    /// The usual limits and times.
+    pub fn new(volume: Uuid, secret: Secret, entropy: [u8; 32], open: OpenParams) -> Config {
+        Config {
+            volume,
+            secret,
+            entropy,
+            open,
+            lease: limits::LEASE,
+            handshake: limits::HANDSHAKE_TIME,
+            credit_bytes: limits::CREDIT_BYTES,
+        }
+    }
+}
