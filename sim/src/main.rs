@@ -1,2 +1,179 @@
-//! Placeholder.
-fn main() {}
+//! `trilith-sim --seeds N [--from S] [--jobs J]` runs seeds; `--seed S [--trace]` tells the story of
+//! one. Exit code 1: a seed failed.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a command-line program that measures its own speed"
+)]
+
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Mutex;
+use std::time::Instant;
+use trilith_sim::run::{Report, run_seed};
+use trilith_sim::story::Detail;
+
+struct Arguments {
+    seeds: u64,
+    from: u64,
+    seed: Option<u64>,
+    trace: bool,
+    jobs: u64,
+    failures_max: usize,
+}
+
+fn arguments() -> Result<Arguments, String> {
+    let mut parsed =
+        Arguments { seeds: 1000, from: 0, seed: None, trace: false, jobs: 1, failures_max: 20 };
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let mut number = || -> Result<u64, String> {
+            let text = words.next().ok_or(format!("{word} needs a number"))?;
+            text.parse().map_err(|e| format!("{word} {text}: {e}"))
+        };
+        match word.as_str() {
+            "--seeds" => parsed.seeds = number()?,
+            "--from" => parsed.from = number()?,
+            "--seed" => parsed.seed = Some(number()?),
+            "--jobs" => parsed.jobs = number()?.clamp(1, 64),
+            "--failures" => parsed.failures_max = usize::try_from(number()?).unwrap_or(usize::MAX),
+            "--trace" => parsed.trace = true,
+            _ => return Err(format!("unknown argument {word}")),
+        }
+    }
+    Ok(parsed)
+}
+
+fn main() -> ExitCode {
+    let arguments = match arguments() {
+        Ok(arguments) => arguments,
+        Err(why) => {
+            eprintln!("{why}");
+            return ExitCode::from(2);
+        }
+    };
+    std::panic::set_hook(Box::new(|info| {
+        if std::env::var_os("SIM_BACKTRACE").is_some() {
+            eprintln!("{info}\n{}", std::backtrace::Backtrace::force_capture());
+        } else if let Some(at) = info.location() {
+            eprintln!("panic at {at}");
+        }
+    }));
+    match arguments.seed {
+        Some(seed) => one(seed, arguments.trace),
+        None => many(&arguments),
+    }
+}
+
+fn one(seed: u64, trace: bool) -> ExitCode {
+    let detail = if trace { Detail::Frames } else { Detail::Events };
+    println!("{:#?}", trilith_sim::config::Config::from_seed(seed));
+    let report = run_seed(seed, detail);
+    println!("{}", report.story);
+    println!(
+        "seed {seed}: {} events, {:.1} s, requests {:?}, hash {:016x}",
+        report.events,
+        report.span as f64 / 1e9,
+        report.requests,
+        report.hash
+    );
+    match report.failure {
+        None => ExitCode::SUCCESS,
+        Some(why) => {
+            println!("FAILED: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[derive(Default)]
+struct Total {
+    seeds: u64,
+    events: u64,
+    span: u64,
+    requests: [u64; 3],
+    activations: u64,
+    losses: u64,
+    crashes: u64,
+    power_cuts: u64,
+    take_overs: u64,
+    seals: u64,
+    faults: u64,
+    failures: Vec<(u64, String)>,
+}
+
+impl Total {
+    fn add(&mut self, seed: u64, report: Report) {
+        self.seeds += 1;
+        self.events += report.events;
+        self.span += report.span;
+        for (sum, count) in self.requests.iter_mut().zip(report.requests) {
+            *sum += count;
+        }
+        self.activations += report.counts.activations;
+        self.losses += report.counts.losses;
+        self.crashes += report.counts.crashes;
+        self.power_cuts += report.counts.power_cuts;
+        self.take_overs += report.counts.take_overs;
+        self.seals += report.counts.seals;
+        self.faults += report.counts.faults;
+        if let Some(why) = report.failure {
+            let first = why.lines().next().unwrap_or("").to_string();
+            println!("seed {seed} FAILED in phase {:?}: {first}", report.phase);
+            self.failures.push((seed, first));
+        }
+    }
+}
+
+fn many(arguments: &Arguments) -> ExitCode {
+    let begun = Instant::now();
+    let next = AtomicU64::new(arguments.from);
+    let end = arguments.from + arguments.seeds;
+    let total = Mutex::new(Total::default());
+    std::thread::scope(|scope| {
+        for _ in 0..arguments.jobs {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    let full = total
+                        .lock()
+                        .is_ok_and(|t| t.failures.len() >= arguments.failures_max);
+                    if seed >= end || full {
+                        return;
+                    }
+                    let report = run_seed(seed, Detail::Off);
+                    if let Ok(mut total) = total.lock() {
+                        total.add(seed, report);
+                    }
+                }
+            });
+        }
+    });
+    let Ok(total) = total.into_inner() else { return ExitCode::FAILURE };
+    let seconds = begun.elapsed().as_secs_f64();
+    println!(
+        "{} seeds, {} failed; {} events in {seconds:.1} s = {:.0} events/s; {:.2} simulated hours",
+        total.seeds,
+        total.failures.len(),
+        total.events,
+        total.events as f64 / seconds,
+        total.span as f64 / 3.6e12
+    );
+    println!(
+        "requests {:?} (asked, well, error); {} faults: {} crashes, {} power cuts, {} take-overs; \
+         {} terms active, {} losses accepted, {} clean stops",
+        total.requests,
+        total.faults,
+        total.crashes,
+        total.power_cuts,
+        total.take_overs,
+        total.activations,
+        total.losses,
+        total.seals
+    );
+    if let Some((seed, _)) = total.failures.first() {
+        println!("replay: cargo run --profile sim -p trilith-sim -- --seed {seed} --trace");
+    }
+    if total.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,6 @@
+//! Is it still one disk? [`register`] decides whether what clients saw of one register has an
+//! order; [`volume`] cuts the histories of whole volumes into registers and knows about flushes and
+//! loss epochs.
+
+pub mod register;
+pub mod volume;

@@ -1,0 +1,130 @@
+//! The deciders against an oracle that tries every order, on histories that a real register made
+//! and on the same histories with one thing changed.
+
+use super::*;
+use crate::entropy::Entropy;
+
+/// Tries every order of every subset that keeps all answered operations.
+fn oracle(value: Value, left: &[Operation]) -> bool {
+    if left.iter().all(|o| o.responded.is_none()) {
+        return true;
+    }
+    let limit = left.iter().map(Operation::end).min().unwrap_or(Instant::MAX);
+    (0..left.len()).any(|i| {
+        let operation = left[i];
+        if operation.invoked > limit {
+            return false;
+        }
+        let mut rest = left.to_vec();
+        rest.remove(i);
+        match operation.kind {
+            Kind::Write => oracle(operation.value, &rest),
+            Kind::Read => operation.value == value && oracle(value, &rest),
+        }
+    })
+}
+
+/// A history of a real register: each operation takes effect at one instant within its span.
+fn history(entropy: &mut Entropy, unique: bool) -> Vec<Operation> {
+    let count = entropy.range(1, 7);
+    let mut spans: Vec<(Instant, Instant, Instant, Kind, Value, bool)> = Vec::new();
+    for n in 1..=count {
+        let invoked = 1 + entropy.below(20) * 10;
+        let effect = invoked + 1 + entropy.below(30);
+        let responded = effect + 1 + entropy.below(30);
+        let kind = if entropy.chance(1, 2) { Kind::Write } else { Kind::Read };
+        let value = if unique || entropy.chance(1, 2) { n } else { 0 };
+        spans.push((effect * 16 + n, invoked * 16 + n, responded * 16 + n, kind, value, false));
+        let last = spans.len() - 1;
+        spans[last].5 = kind == Kind::Write && entropy.chance(1, 5);
+    }
+    spans.sort_unstable_by_key(|s| s.0);
+    let mut value = 0;
+    let mut found = Vec::new();
+    for (_, invoked, responded, kind, written, open) in spans {
+        match kind {
+            Kind::Write if open => {
+                if entropy.chance(1, 2) {
+                    value = written;
+                }
+                found.push(Operation { kind, value: written, invoked, responded: None });
+            }
+            Kind::Write => {
+                value = written;
+                found.push(Operation { kind, value, invoked, responded: Some(responded) });
+            }
+            Kind::Read => {
+                found.push(Operation { kind, value, invoked, responded: Some(responded) });
+            }
+        }
+    }
+    found
+}
+
+fn corrupt(entropy: &mut Entropy, history: &mut [Operation]) {
+    let values: Vec<Value> = history.iter().map(|o| o.value).chain([0, 99]).collect();
+    let reads: Vec<usize> =
+        (0..history.len()).filter(|i| history[*i].kind == Kind::Read).collect();
+    if !reads.is_empty() {
+        history[entropy.pick(&reads)].value = entropy.pick(&values);
+    }
+}
+
+#[test]
+fn zones_agree_with_the_oracle_on_unique_values() {
+    let (mut good, mut bad) = (0, 0);
+    for seed in 0..20_000 {
+        let mut entropy = Entropy::from_seed(seed);
+        let mut history = history(&mut entropy, true);
+        assert_eq!(zones(0, &history), Ok(()), "seed {seed}: {history:?}");
+        corrupt(&mut entropy, &mut history);
+        let expected = oracle(0, &history);
+        let found = zones(0, &history);
+        assert_eq!(found.is_ok(), expected, "seed {seed}: {found:?} {history:?}");
+        assert_eq!(search(0, &history).is_ok(), expected, "seed {seed}: {history:?}");
+        good += u32::from(expected);
+        bad += u32::from(!expected);
+    }
+    assert!(good > 5000 && bad > 2000, "{good} good, {bad} bad");
+}
+
+#[test]
+fn the_search_agrees_with_the_oracle_when_zeroes_repeat() {
+    let (mut good, mut bad) = (0, 0);
+    for seed in 0..20_000 {
+        let mut entropy = Entropy::from_seed(seed);
+        let mut history = history(&mut entropy, false);
+        assert_eq!(check(0, &history), Ok(()), "seed {seed}: {history:?}");
+        corrupt(&mut entropy, &mut history);
+        let expected = oracle(0, &history);
+        assert_eq!(check(0, &history).is_ok(), expected, "seed {seed}: {history:?}");
+        good += u32::from(expected);
+        bad += u32::from(!expected);
+    }
+    assert!(good > 5000 && bad > 1500, "{good} good, {bad} bad");
+}
+
+fn operation(kind: Kind, value: Value, invoked: Instant, responded: Instant) -> Operation {
+    let responded = (responded > 0).then_some(responded);
+    Operation { kind, value, invoked, responded }
+}
+
+#[test]
+fn known_shapes_are_told_apart() {
+    let w = |value, a, b| operation(Kind::Write, value, a, b);
+    let r = |value, a, b| operation(Kind::Read, value, a, b);
+    // A stale read after a newer one was seen.
+    assert!(check(0, &[w(1, 1, 2), w(2, 3, 0), r(2, 4, 5), r(1, 6, 7)]).is_err());
+    // An unanswered write that shows up late.
+    assert!(check(0, &[w(1, 1, 2), w(2, 3, 0), r(1, 4, 5), r(2, 6, 7)]).is_ok());
+    // It cannot go away again.
+    assert!(check(0, &[w(2, 3, 0), r(0, 4, 5), r(2, 6, 7), r(0, 8, 9)]).is_err());
+    // Nor come twice.
+    assert!(check(0, &[w(2, 1, 0), r(2, 2, 3), w(3, 4, 5), r(3, 6, 7), r(2, 8, 9)]).is_err());
+    // A read before its write was asked for.
+    assert!(check(0, &[r(1, 1, 2), w(1, 3, 4)]).is_err());
+    // Zeroes again and again.
+    assert!(check(0, &[w(1, 1, 2), w(0, 3, 4), r(0, 5, 6), w(2, 7, 8), w(0, 9, 0), r(0, 10, 11)])
+        .is_ok());
+    assert!(check(0, &[w(1, 1, 2), w(0, 3, 4), r(1, 5, 6)]).is_err());
+}

@@ -1,0 +1,438 @@
+//! What clients asked of a volume and what they were told, and whether it can be true (protocol.md
+//! 8.4). Written bytes carry stamps: every 8-byte word names the write that put it there and its
+//! own place, so a word that is torn, misplaced or made up is seen at once. After the run the
+//! history of each block is cut at the borders of the operations that touched it; each piece is one
+//! register.
+//!
+//! A loss epoch ends a history. The next one starts from any one value per register that is not
+//! older than what a flush (or FUA) covered before: I6, and no lost value comes back after another
+//! one was seen.
+
+use super::register::{self, Instant, Kind, Operation, Value, Violation};
+use std::collections::{BTreeMap, BTreeSet};
+
+const BLOCK: u64 = 4096;
+/// Bytes of a stamp.
+pub const STAMP: u64 = 8;
+const PLACE_BITS: u32 = 22;
+const VALUE_BITS: u32 = 20;
+/// Largest number of requests of a run: what a stamp can name.
+pub const VALUES_MAX: u64 = (1 << VALUE_BITS) - 1;
+
+/// What a client asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Bytes.
+    Read,
+    /// Stamped bytes put there.
+    Write,
+    /// Zeroes put there (discard, write zeroes).
+    Zero,
+    /// A flush.
+    Flush,
+}
+
+/// One request of a client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// What.
+    pub action: Action,
+    /// First byte.
+    pub offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Durable when answered.
+    pub fua: bool,
+    /// When it was asked for.
+    pub invoked: Instant,
+    /// When it was answered with success.
+    pub responded: Option<Instant>,
+    epoch: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Touch {
+    entry: usize,
+    start: u64,
+    end: u64,
+    /// What a read found.
+    found: Value,
+}
+
+/// Everything that clients did.
+#[derive(Debug, Default)]
+pub struct History {
+    clock: Instant,
+    entries: Vec<Entry>,
+    blocks: BTreeMap<u64, Vec<Touch>>,
+    epoch: usize,
+}
+
+/// Why a history cannot be true.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fault {
+    /// First byte of the register.
+    pub offset: u64,
+    /// Its length.
+    pub len: u64,
+    /// Loss epoch, counted from 0.
+    pub epoch: usize,
+    /// What is wrong.
+    pub what: What,
+}
+
+/// What is wrong with a register.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum What {
+    /// No order exists.
+    Order(Violation),
+    /// Two values of earlier epochs were seen in one epoch.
+    Reappeared {
+        /// One.
+        first: Value,
+        /// The other.
+        second: Value,
+    },
+    /// A flush-covered write was lost: something older was read.
+    FlushLost {
+        /// What was read.
+        found: Value,
+        /// What was covered.
+        covered: Value,
+    },
+}
+
+/// Fills `bytes`, which go to `offset` of the volume, with the stamps of write `value`.
+pub fn stamp(value: Value, offset: u64, bytes: &mut [u8]) {
+    for (place, word) in (offset / STAMP..).zip(bytes.chunks_exact_mut(STAMP as usize)) {
+        word.copy_from_slice(&word_of(value, place).to_le_bytes());
+    }
+}
+
+/// 22 bits of checksum, 20 of value, 22 of place.
+fn word_of(value: Value, place: u64) -> u64 {
+    if value == 0 {
+        return 0;
+    }
+    let body = value << PLACE_BITS | (place & ((1 << PLACE_BITS) - 1));
+    let shift = PLACE_BITS + VALUE_BITS;
+    (crate::entropy::mix(body) >> shift) << shift | body
+}
+
+/// Splits read bytes into runs `(offset, len, value)`.
+///
+/// # Errors
+/// The offset of a word that is no stamp of its place, and the word.
+pub fn read_stamps(offset: u64, bytes: &[u8]) -> Result<Vec<(u64, u64, Value)>, (u64, u64)> {
+    let mut runs: Vec<(u64, u64, Value)> = Vec::new();
+    for (place, word) in (offset / STAMP..).zip(bytes.chunks_exact(STAMP as usize)) {
+        let word = u64::from_le_bytes(word.try_into().unwrap_or_default());
+        let value = word >> PLACE_BITS & VALUES_MAX;
+        if word != word_of(value, place) {
+            return Err((place * STAMP, word));
+        }
+        match runs.last_mut() {
+            Some(run) if run.2 == value => run.1 += STAMP,
+            _ => runs.push((place * STAMP, STAMP, value)),
+        }
+    }
+    Ok(runs)
+}
+
+fn blocks_of(offset: u64, len: u64) -> impl Iterator<Item = (u64, u64, u64)> {
+    (offset / BLOCK..(offset + len).div_ceil(BLOCK)).map(move |block| {
+        let base = block * BLOCK;
+        (block, offset.max(base) - base, (offset + len).min(base + BLOCK) - base)
+    })
+}
+
+impl History {
+    /// Nothing has happened.
+    pub fn new() -> History {
+        History { clock: 1, ..History::default() }
+    }
+
+    /// A client asks for something. Returns its number; for a write it is the value that
+    /// [`stamp`] is to put there.
+    pub fn invoke(&mut self, action: Action, offset: u64, len: u64, fua: bool) -> u64 {
+        if self.entries.is_empty() {
+            // Number 0 stands for the zeroes of a new volume.
+            self.entries.push(Entry {
+                action: Action::Zero,
+                offset: 0,
+                len: 0,
+                fua: true,
+                invoked: 0,
+                responded: Some(0),
+                epoch: 0,
+            });
+        }
+        self.clock += 1;
+        let number = self.entries.len();
+        assert!(number as u64 <= VALUES_MAX, "run of more than {VALUES_MAX} requests");
+        self.entries.push(Entry {
+            action,
+            offset,
+            len,
+            fua,
+            invoked: self.clock,
+            responded: None,
+            epoch: self.epoch,
+        });
+        if matches!(action, Action::Write | Action::Zero) {
+            for (block, start, end) in blocks_of(offset, len) {
+                let touch = Touch { entry: number, start, end, found: 0 };
+                self.blocks.entry(block).or_default().push(touch);
+            }
+        }
+        number as u64
+    }
+
+    /// It succeeded. For a read, `bytes` are what it brought.
+    ///
+    /// # Errors
+    /// Bytes that no write can have put there: offset and word.
+    pub fn respond(&mut self, number: u64, bytes: Option<&[u8]>) -> Result<(), (u64, u64)> {
+        self.clock += 1;
+        let entry = &mut self.entries[number as usize];
+        assert!(entry.responded.is_none(), "request {number} is answered twice");
+        if entry.epoch != self.epoch {
+            return Ok(()); // The client that asked is gone.
+        }
+        entry.responded = Some(self.clock);
+        let Some(bytes) = bytes else { return Ok(()) };
+        for (offset, len, value) in read_stamps(entry.offset, bytes)? {
+            for (block, start, end) in blocks_of(offset, len) {
+                let touch = Touch { entry: number as usize, start, end, found: value };
+                self.blocks.entry(block).or_default().push(touch);
+            }
+        }
+        Ok(())
+    }
+
+    /// The loss epoch was accepted: clients start anew. What was not answered stays open.
+    pub fn lose(&mut self) {
+        self.epoch += 1;
+        self.clock += 1;
+    }
+
+    /// True when the client that asked is still there.
+    pub fn is_current(&self, number: u64) -> bool {
+        self.entries[number as usize].epoch == self.epoch
+    }
+
+    /// Number of loss epochs that were begun.
+    pub fn epochs(&self) -> usize {
+        self.epoch + 1
+    }
+
+    /// All requests, by number; the first one is no request.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// Blocks that were written.
+    pub fn written_blocks(&self) -> BTreeSet<u64> {
+        self.entries
+            .iter()
+            .filter(|e| e.action == Action::Write)
+            .flat_map(|e| blocks_of(e.offset, e.len).map(|(block, _, _)| block))
+            .collect()
+    }
+
+    /// Numbers of the requests that touched a byte, in order of invocation.
+    pub fn story_of(&self, offset: u64) -> Vec<(u64, Option<Value>)> {
+        let (block, at) = (offset / BLOCK, offset % BLOCK);
+        let mut found: Vec<_> = self
+            .blocks
+            .get(&block)
+            .into_iter()
+            .flatten()
+            .filter(|t| t.start <= at && at < t.end)
+            .map(|t| {
+                let read = self.entries[t.entry].action == Action::Read;
+                (t.entry as u64, read.then_some(t.found))
+            })
+            .collect();
+        found.sort_by_key(|f| self.entries[f.0 as usize].invoked);
+        found
+    }
+
+    /// Checks everything.
+    ///
+    /// # Errors
+    /// The first register whose history cannot be true.
+    pub fn check(&self) -> Result<(), Fault> {
+        for (block, touches) in &self.blocks {
+            let mut borders: BTreeSet<u64> = BTreeSet::new();
+            for touch in touches {
+                borders.insert(touch.start);
+                borders.insert(touch.end);
+            }
+            let borders: Vec<u64> = borders.into_iter().collect();
+            for pair in borders.windows(2) {
+                let inside: Vec<Touch> = touches
+                    .iter()
+                    .filter(|t| t.start <= pair[0] && pair[1] <= t.end)
+                    .copied()
+                    .collect();
+                self.check_register(&inside).map_err(|(epoch, what)| Fault {
+                    offset: block * BLOCK + pair[0],
+                    len: pair[1] - pair[0],
+                    epoch,
+                    what,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn operation(&self, touch: Touch) -> Option<Operation> {
+        let entry = self.entries[touch.entry];
+        let (kind, value) = match entry.action {
+            Action::Read => (Kind::Read, touch.found),
+            Action::Write => (Kind::Write, touch.entry as u64),
+            Action::Zero => (Kind::Write, 0),
+            Action::Flush => return None,
+        };
+        if kind == Kind::Read && entry.responded.is_none() {
+            return None;
+        }
+        Some(Operation { kind, value, invoked: entry.invoked, responded: entry.responded })
+    }
+
+    fn check_register(&self, touches: &[Touch]) -> Result<(), (usize, What)> {
+        // Values that the epoch may start with.
+        let mut bases: BTreeSet<Value> = BTreeSet::from([0]);
+        for epoch in 0..=self.epoch {
+            let here: Vec<Touch> = touches
+                .iter()
+                .filter(|t| self.entries[t.entry].epoch == epoch)
+                .copied()
+                .collect();
+            let operations: Vec<Operation> =
+                here.iter().filter_map(|t| self.operation(*t)).collect();
+            let base = self.base(epoch, &bases, &operations, touches).map_err(|w| (epoch, w))?;
+            match base {
+                Some(value) => {
+                    register::check(value, &operations)
+                        .map_err(|v| (epoch, What::Order(v)))?;
+                    bases = BTreeSet::from([value]);
+                }
+                None => {
+                    // No value of an earlier epoch was seen, zeroes perhaps: any base that gives an
+                    // order will do.
+                    let first = bases.iter().next().copied().unwrap_or(0);
+                    register::check(first, &operations)
+                        .or_else(|v| match bases.contains(&0) {
+                            true => register::check(0, &operations),
+                            false => Err(v),
+                        })
+                        .map_err(|v| (epoch, What::Order(v)))?;
+                }
+            }
+            if epoch < self.epoch {
+                bases = self.survivors(epoch, &bases, &operations);
+            }
+        }
+        Ok(())
+    }
+
+    /// The value of an earlier epoch that was read in this one, if any.
+    fn base(
+        &self,
+        epoch: usize,
+        bases: &BTreeSet<Value>,
+        operations: &[Operation],
+        touches: &[Touch],
+    ) -> Result<Option<Value>, What> {
+        let written: BTreeSet<Value> = operations
+            .iter()
+            .filter(|o| o.kind == Kind::Write)
+            .map(|o| o.value)
+            .collect();
+        let mut base = None;
+        for read in operations.iter().filter(|o| o.kind == Kind::Read) {
+            if written.contains(&read.value) {
+                continue;
+            }
+            match base {
+                Some(first) if first != read.value => {
+                    if epoch == 0 {
+                        let read_at = read.responded.unwrap_or(0);
+                        let violation =
+                            Violation::NeverWritten { value: read.value, read: read_at };
+                        return Err(What::Order(violation));
+                    }
+                    return Err(What::Reappeared { first, second: read.value });
+                }
+                Some(_) | None => base = Some(read.value),
+            }
+        }
+        if let Some(found) = base {
+            if !bases.contains(&found) {
+                let known = found == 0
+                    || touches.iter().any(|t| {
+                        t.entry as u64 == found && self.entries[t.entry].action == Action::Write
+                    });
+                if !known || epoch == 0 {
+                    let violation = Violation::NeverWritten { value: found, read: 0 };
+                    return Err(What::Order(violation));
+                }
+                let covered = bases.iter().next_back().copied().unwrap_or(0);
+                return Err(What::FlushLost { found, covered });
+            }
+        }
+        Ok(base)
+    }
+
+    /// Values that may be there after a loss at the end of `epoch`: everything that is not
+    /// certainly older than something that a flush covered.
+    fn survivors(
+        &self,
+        epoch: usize,
+        bases: &BTreeSet<Value>,
+        operations: &[Operation],
+    ) -> BTreeSet<Value> {
+        // A write that was read counts as done when the read was answered.
+        let done_at = |write: &Operation| {
+            operations
+                .iter()
+                .filter(|o| o.kind == Kind::Read && o.value == write.value && write.value != 0)
+                .map(Operation::end)
+                .chain([write.end()])
+                .min()
+                .unwrap_or(Instant::MAX)
+        };
+        let last_flush = self
+            .entries
+            .iter()
+            .filter(|e| e.epoch == epoch && e.action == Action::Flush && e.responded.is_some())
+            .map(|e| e.invoked)
+            .max()
+            .unwrap_or(0);
+        let writes: Vec<&Operation> =
+            operations.iter().filter(|o| o.kind == Kind::Write).collect();
+        let fua = |write: &Operation| {
+            self.entries.iter().any(|e| e.invoked == write.invoked && e.fua)
+                && write.responded.is_some()
+        };
+        // Invocation of the newest write that is certainly durable: what was done before it is gone.
+        let floor = writes
+            .iter()
+            .filter(|w| done_at(w) < last_flush || fua(w))
+            .map(|w| w.invoked)
+            .max()
+            .unwrap_or(0);
+        let mut kept: BTreeSet<Value> =
+            writes.iter().filter(|w| done_at(w) >= floor).map(|w| w.value).collect();
+        if floor == 0 {
+            kept.extend(bases);
+        }
+        kept
+    }
+}
+
+#[cfg(test)]
+#[path = "volume_tests.rs"]
+mod tests;

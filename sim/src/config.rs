@@ -1,0 +1,455 @@
+//! What one run is made of. The seed first picks the configuration (swarm testing: which faults
+//! there are at all, how the workload looks, how small everything is), then the run draws from it.
+
+use crate::disk::Cut;
+use crate::entropy::Entropy;
+use crate::network::{Character, Host};
+use crate::world::{MICROS, MILLIS, Nanos, SECONDS};
+use core::time::Duration;
+use trilith_engine::config::{Sizes, Timing};
+use trilith_replica::store::Geometry;
+
+/// Something that goes wrong.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// A replica's process dies; `stores`: it dies after that many more stores to its window.
+    ReplicaCrash {
+        /// Which.
+        host: Host,
+        /// Stores it still makes.
+        stores: Option<u64>,
+        /// Until it is started again.
+        down: Nanos,
+    },
+    /// Hosts of replicas lose power at once.
+    PowerLoss {
+        /// Which, with the time until each is up again.
+        hosts: Vec<(Host, Nanos)>,
+        /// What becomes of volatile data.
+        cut: Cut,
+        /// The engine's host loses power too.
+        engine: bool,
+    },
+    /// The engine's process dies.
+    EngineCrash {
+        /// Until it is started again.
+        down: Nanos,
+        /// The new one says whom it supersedes.
+        supersedes: bool,
+    },
+    /// A process stands still.
+    Pause {
+        /// Which host's.
+        host: Host,
+        /// How long.
+        span: Nanos,
+    },
+    /// A link delivers nothing.
+    Cut {
+        /// One end.
+        a: Host,
+        /// The other.
+        b: Host,
+        /// From `b` to `a` too.
+        both: bool,
+        /// How long.
+        span: Nanos,
+        /// Connections over it break at some time meanwhile.
+        breaks: bool,
+    },
+    /// All connections between two hosts break.
+    Reset {
+        /// One end.
+        a: Host,
+        /// The other.
+        b: Host,
+    },
+    /// Everything from a host is late.
+    Lag {
+        /// Which.
+        host: Host,
+        /// How late.
+        delay: Nanos,
+        /// How long.
+        span: Nanos,
+    },
+    /// An engine on the other host takes over with a higher attach epoch.
+    TakeOver {
+        /// The old one's process dies.
+        kill: bool,
+    },
+    /// The engine is asked to stop (`seal`) or to step down, and is started again.
+    Handover {
+        /// Stop and seal.
+        seal: bool,
+        /// Replicas are restarted too.
+        replicas: bool,
+    },
+    /// A disk is slow or stands still.
+    SlowDisk {
+        /// Whose.
+        host: Host,
+        /// Factor; 0: hung.
+        factor: u64,
+        /// How long.
+        span: Nanos,
+    },
+    /// Reads of a disk fail now and then.
+    ReadErrors {
+        /// Whose.
+        host: Host,
+        /// Chance in 1/65536.
+        chance: u64,
+        /// How long.
+        span: Nanos,
+    },
+    /// Writes or flushes of a disk fail now and then.
+    WriteErrors {
+        /// Whose.
+        host: Host,
+        /// Chance of a write in 1/65536.
+        write: u64,
+        /// Chance of a flush in 1/65536.
+        flush: u64,
+        /// How long.
+        span: Nanos,
+    },
+    /// A disk is full.
+    Full {
+        /// Whose.
+        host: Host,
+        /// How long.
+        span: Nanos,
+    },
+}
+
+/// What clients do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mix {
+    /// Clients, each with one request at a time.
+    pub clients: usize,
+    /// Requests before the healing phase.
+    pub requests_max: u64,
+    /// Longest think time.
+    pub think_max: Nanos,
+    /// Weights of read, write, flush, discard, zeroes, block status.
+    pub weights: [u64; 6],
+    /// Chance in 1/256 that a write is FUA.
+    pub fua: u64,
+    /// Chance in 1/256 that a range is not made of whole blocks.
+    pub unaligned: u64,
+    /// Chance in 1/256 that a range is long.
+    pub long: u64,
+    /// Places in the volume that requests gather at.
+    pub places: u64,
+}
+
+/// A run.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its seed.
+    pub seed: u64,
+    /// Replicas.
+    pub replicas: usize,
+    /// Size of the volume in bytes.
+    pub capacity: u64,
+    /// Atomic unit of the disks.
+    pub sector: usize,
+    /// Disks have a volatile cache.
+    pub volatile_cache: bool,
+    /// Sizes of the stores.
+    pub geometry: Geometry,
+    /// Times of the engines.
+    pub timing: Timing,
+    /// Sizes of the engines.
+    pub sizes: Sizes,
+    /// Links.
+    pub character: Character,
+    /// Rate error of each host's clock in parts per million.
+    pub skew_ppm: Vec<i64>,
+    /// Usual time of a disk operation.
+    pub disk_delay: Nanos,
+    /// Clients.
+    pub mix: Mix,
+    /// Arena of an engine in bytes.
+    pub engine_arena: u64,
+    /// Arena of a replica in bytes.
+    pub replica_arena: u64,
+    /// Payload bytes that a replica gives as credit.
+    pub credit_bytes: u32,
+    /// Length of the phase with faults.
+    pub safety: Nanos,
+    /// What goes wrong, and when.
+    pub plan: Vec<(Nanos, Fault)>,
+    /// Replicas that stay away in the healing phase.
+    pub dead: Vec<Host>,
+    /// After healing: power loss of all, and a minority does not come back (I6).
+    pub final_cut: bool,
+    /// The supervisor grants exclusivity (RO-M).
+    pub grants: bool,
+    /// Requests go through this many 4 KiB-blocks at most in one request.
+    pub transfer_blocks_max: u64,
+}
+
+/// Number of engine hosts; they come after the replicas' hosts.
+pub const ENGINE_HOSTS: usize = 2;
+
+impl Config {
+    /// Hosts in all.
+    pub fn hosts(&self) -> usize {
+        self.replicas + ENGINE_HOSTS
+    }
+
+    /// Replicas that make a majority.
+    pub fn majority(&self) -> usize {
+        self.replicas / 2 + 1
+    }
+
+    /// The configuration of a seed.
+    pub fn from_seed(seed: u64) -> Config {
+        let mut entropy = Entropy::from_seed(seed).fork(1);
+        Config::draw(seed, &mut entropy)
+    }
+
+    /// A configuration drawn from `entropy`.
+    pub fn draw(seed: u64, entropy: &mut Entropy) -> Config {
+        let replicas = entropy.pick(&[3, 3, 3, 3, 3, 5, 1, 3]);
+        let extents = entropy.range(1, 5);
+        let ragged = if entropy.chance(1, 3) { 4096 * entropy.range(1, 1023) } else { 0 };
+        let hosts = replicas + ENGINE_HOSTS;
+        let quick = entropy.chance(1, 2);
+        let timing = draw_timing(entropy, quick);
+        let safety = if quick { entropy.range(2, 8) } else { entropy.range(8, 30) } * SECONDS;
+        let mix = draw_mix(entropy, safety);
+        let character = Character {
+            delay_min: entropy.range(5, 50) * MICROS,
+            delay_max: entropy.range(60, 2000) * MICROS,
+            spike: if entropy.chance(1, 2) { entropy.below(16) } else { 0 },
+            split: if entropy.chance(1, 2) { entropy.below(64) } else { 0 },
+        };
+        let skewed = entropy.chance(1, 2);
+        let skew = |entropy: &mut Entropy| {
+            if skewed { entropy.below(19_001) as i64 - 9_500 } else { 0 }
+        };
+        let mut config = Config {
+            seed,
+            replicas,
+            capacity: extents * (4 << 20) - ragged,
+            sector: entropy.pick(&[512, 4096]),
+            volatile_cache: !entropy.chance(1, 5),
+            geometry: draw_geometry(entropy),
+            timing,
+            sizes: Sizes::default(),
+            character,
+            skew_ppm: (0..hosts).map(|_| skew(entropy)).collect(),
+            disk_delay: entropy.range(10, 300) * MICROS,
+            mix,
+            engine_arena: entropy.range(4, 32) << 20,
+            replica_arena: entropy.range(8, 64) << 20,
+            credit_bytes: entropy.pick(&[1 << 20, 2 << 20, 8 << 20, 32 << 20]),
+            safety,
+            plan: Vec::new(),
+            dead: Vec::new(),
+            final_cut: entropy.chance(1, 2),
+            grants: entropy.chance(1, 4),
+            transfer_blocks_max: entropy.pick(&[4, 16, 64, 256]),
+        };
+        config.sizes = draw_sizes(entropy, &config.geometry);
+        config.plan = draw_plan(entropy, &config, quick);
+        config.dead = draw_dead(entropy, replicas);
+        config
+    }
+}
+
+fn draw_dead(entropy: &mut Entropy, replicas: usize) -> Vec<Host> {
+    let mut dead = Vec::new();
+    if entropy.chance(1, 4) {
+        for _ in 0..(replicas - 1) / 2 {
+            let host = entropy.index(replicas);
+            if !dead.contains(&host) {
+                dead.push(host);
+            }
+        }
+    }
+    dead
+}
+
+fn draw_geometry(entropy: &mut Entropy) -> Geometry {
+    let window_slots = entropy.pick(&[8, 8, 16, 64]);
+    let al_batch = entropy.range(1, 4) as u32;
+    Geometry {
+        ring_blocks: entropy.pick(&[8, 8, 16, 64]),
+        al_slots: window_slots + al_batch + entropy.below(8) as u32,
+        al_batch,
+        window_slots,
+    }
+}
+
+fn draw_sizes(entropy: &mut Entropy, geometry: &Geometry) -> Sizes {
+    let window_entries = u64::from(geometry.window_slots) - 2;
+    Sizes {
+        requests_max: entropy.range(2, 64) as usize,
+        window_entries,
+        expand_parts_max: entropy.range(1, 16) as u32,
+        flushes_max: entropy.range(1, 4) as usize,
+        lag_entries_max: entropy.range(2, window_entries.max(3)),
+        lag_bytes_max: entropy.range(1, 4) << 20,
+        rebuild_bytes_per_second_max: if entropy.chance(1, 8) { 8 << 20 } else { 0 },
+    }
+}
+
+fn draw_timing(entropy: &mut Entropy, quick: bool) -> Timing {
+    let usual = Timing::default();
+    let mut timing = Timing {
+        lease_enabled: !entropy.chance(1, 8),
+        lossy_wait: Some(Duration::from_millis(entropy.range(100, 4000))),
+        quorum_wait: Duration::from_millis(entropy.range(1000, 15_000)),
+        ..usual
+    };
+    if quick {
+        let tenth = |span: Duration| span / 10;
+        timing.lease = tenth(usual.lease);
+        timing.heartbeat = tenth(usual.heartbeat);
+        timing.session_silence_max = tenth(usual.session_silence_max);
+        timing.handshake_max = tenth(usual.handshake_max);
+        timing.redial_min = tenth(usual.redial_min);
+        timing.redial_max = tenth(usual.redial_max);
+        timing.promise_wait = tenth(usual.promise_wait);
+        timing.campaign_round_max = tenth(usual.campaign_round_max);
+        timing.recampaign_max = tenth(usual.recampaign_max);
+        timing.demote_after = tenth(usual.demote_after);
+        timing.lag_age_max = tenth(usual.lag_age_max);
+        timing.lag_age_min = tenth(usual.lag_age_min);
+    }
+    timing
+}
+
+fn draw_mix(entropy: &mut Entropy, safety: Nanos) -> Mix {
+    let clients = entropy.range(1, 8) as usize;
+    let requests_max = entropy.range(50, 500);
+    // Requests are spread over the phase, with bursts.
+    let share = safety * clients as u64 / requests_max;
+    let mut weights = [8, 8, 1, 1, 1, 1];
+    for weight in &mut weights[2..] {
+        *weight = if entropy.chance(1, 2) { entropy.below(4) } else { 0 };
+    }
+    weights[0] = entropy.range(2, 10);
+    weights[1] = entropy.range(2, 10);
+    Mix {
+        clients,
+        requests_max,
+        think_max: share * 3,
+        weights,
+        fua: if entropy.chance(1, 2) { entropy.below(64) } else { 0 },
+        unaligned: if entropy.chance(1, 2) { entropy.below(128) } else { 0 },
+        long: if entropy.chance(1, 2) { entropy.below(24) } else { 0 },
+        places: entropy.range(1, 12),
+    }
+}
+
+/// The fault kinds of this run, as weights.
+fn draw_kinds(entropy: &mut Entropy, replicas: usize) -> [u64; 14] {
+    let mut kinds = [0; 14];
+    for kind in &mut kinds {
+        *kind = if entropy.chance(1, 2) { entropy.range(1, 4) } else { 0 };
+    }
+    if replicas == 1 {
+        kinds[11] = 0; // With one disk, a write error is the end.
+    }
+    kinds
+}
+
+fn draw_plan(entropy: &mut Entropy, config: &Config, quick: bool) -> Vec<(Nanos, Fault)> {
+    let kinds = draw_kinds(entropy, config.replicas);
+    let total: u64 = kinds.iter().sum();
+    if total == 0 {
+        return Vec::new();
+    }
+    let count = entropy.skewed(0, 20);
+    let unit = if quick { 100 * MILLIS } else { SECONDS };
+    // Disks that may fail writes: a minority, so that every block keeps a good copy.
+    let weak: Vec<Host> = (0..(config.replicas - 1) / 2).collect();
+    let mut plan = Vec::new();
+    for _ in 0..count {
+        let at = entropy.below(config.safety);
+        let mut choice = entropy.below(total);
+        let mut kind = 0;
+        while choice >= kinds[kind] {
+            choice -= kinds[kind];
+            kind += 1;
+        }
+        let fault = draw_fault(entropy, config, kind, unit, &weak);
+        plan.extend(fault.map(|fault| (at, fault)));
+    }
+    plan.sort_by_key(|(at, _)| *at);
+    plan
+}
+
+fn draw_cut(entropy: &mut Entropy) -> Cut {
+    entropy.pick(&[Cut::LoseAll, Cut::KeepAll, Cut::Pages, Cut::Sectors, Cut::Sectors])
+}
+
+fn draw_fault(
+    entropy: &mut Entropy,
+    config: &Config,
+    kind: usize,
+    unit: Nanos,
+    weak: &[Host],
+) -> Option<Fault> {
+    let replicas = config.replicas;
+    let host = entropy.index(replicas);
+    let span = entropy.skewed(MILLIS, 10 * unit);
+    let engine = replicas + entropy.index(ENGINE_HOSTS);
+    Some(match kind {
+        0 => Fault::ReplicaCrash {
+            host,
+            stores: entropy.chance(1, 2).then(|| entropy.below(12)),
+            down: entropy.skewed(MICROS, 8 * unit),
+        },
+        1 => {
+            let host = entropy.index(replicas);
+            Fault::PowerLoss { hosts: vec![(host, span)], cut: draw_cut(entropy), engine: false }
+        }
+        2 => {
+            let all = entropy.chance(1, 2);
+            let hosts: Vec<_> = (0..replicas)
+                .filter(|_| all || entropy.chance(1, 2))
+                .collect::<Vec<_>>()
+                .into_iter()
+                .map(|host| (host, entropy.skewed(MILLIS, 6 * unit)))
+                .collect();
+            Fault::PowerLoss { hosts, cut: draw_cut(entropy), engine: entropy.chance(1, 2) }
+        }
+        3 => Fault::EngineCrash {
+            down: entropy.skewed(MICROS, 5 * unit),
+            supersedes: entropy.chance(3, 4),
+        },
+        4 => {
+            let host = if entropy.chance(1, 2) { engine } else { host };
+            Fault::Pause { host, span }
+        }
+        5 => Fault::Cut {
+            a: engine,
+            b: host,
+            both: entropy.chance(2, 3),
+            span,
+            breaks: entropy.chance(1, 2),
+        },
+        6 => Fault::Reset { a: engine, b: host },
+        7 => Fault::Lag { host, delay: entropy.skewed(MILLIS, unit / 2), span },
+        8 => Fault::TakeOver { kill: entropy.chance(1, 3) },
+        9 => Fault::Handover { seal: entropy.chance(1, 2), replicas: entropy.chance(1, 2) },
+        10 => {
+            let factor = if entropy.chance(1, 4) { 0 } else { entropy.range(2, 300) };
+            Fault::SlowDisk { host, factor, span }
+        }
+        11 => Fault::ReadErrors { host: *weak.first()?, chance: entropy.range(100, 20_000), span },
+        12 => Fault::WriteErrors {
+            host: *weak.first()?,
+            write: if entropy.chance(1, 2) { entropy.range(100, 10_000) } else { 0 },
+            flush: if entropy.chance(1, 2) { entropy.range(100, 10_000) } else { 0 },
+            span,
+        },
+        _ => Fault::Full { host, span },
+    })
+}

@@ -1,0 +1,36 @@
+//! Purpose: the deterministic cluster. The production machines (engine, replica with its store)
+//! run in one thread under virtual time, with a network, disks, hosts and clocks that fail in every
+//! way protocol.md section 1 names, and checkers that watch.
+//!
+//! Invariants: a run is a function of its seed; two runs of a seed have the same event hash. A
+//! failure of a checker is a bug of a machine or of the simulator, never bad luck.
+//!
+//! Limits: [`limits`].
+//!
+//! Failure: a run ends with a [`run::Failure`], which names the seed and tells the story.
+//!
+//! Start reading at: [`run`], then [`cluster`], then [`world`]; [`disk`] and [`network`] say what
+//! they promise, [`check`] what is demanded.
+#![forbid(unsafe_code)]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::expect_used,
+    reason = "geometries are tiny, and a broken expectation of the simulator ends a run loudly"
+)]
+
+pub mod buffers;
+pub mod check;
+pub mod cluster;
+pub mod config;
+pub mod disk;
+pub mod entropy;
+pub mod limits;
+pub mod network;
+pub mod process;
+pub mod run;
+pub mod storage;
+pub mod story;
+pub mod supervisor;
+pub mod words;
+pub mod workload;
+pub mod world;

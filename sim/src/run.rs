@@ -1,0 +1,474 @@
+//! One run: a phase with faults, then healing. Everything that was asked for must end, the volume
+//! must become active, a full set of replicas must become byte-equal, and what clients saw must have
+//! an order. Some runs end with a power cut of everything and the loss of a minority (I6).
+
+use crate::check::volume::{Action, History};
+use crate::cluster::{Cluster, Event};
+use crate::config::{Config, ENGINE_HOSTS};
+use crate::disk::{Cut, Disk, File};
+use crate::entropy::Entropy;
+use crate::limits::EVENTS_MAX;
+use crate::network::{Host, Network};
+use crate::process::{Clock, HostState};
+use crate::story::{Detail, Story};
+use crate::supervisor::{Counts, Supervisor};
+use crate::words::SimWords;
+use crate::workload::{Wish, Workload, reads_of};
+use crate::world::{MILLIS, Nanos, SECONDS, World};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use trilith_block::{MemberSet, Op};
+use trilith_engine::Mode;
+use trilith_replica::store::Layout;
+
+/// Time for the volume to become active once nothing is wrong any more (I22 says 30 s; waiting for
+/// broken connections to be noticed comes on top).
+const ACTIVE_WITHIN: Nanos = 90 * SECONDS;
+/// Time for requests to be answered by an active volume.
+const DUTY_WITHIN: Nanos = 90 * SECONDS;
+/// Time for the rebuild of tiny volumes.
+const REBUILD_WITHIN: Nanos = 180 * SECONDS;
+
+/// How far the healing is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// Faults strike.
+    Safety,
+    /// Waiting for an active volume.
+    Active,
+    /// Everything written is read, new things are written and flushed.
+    Duty,
+    /// Waiting for all replicas to be in sync.
+    Rebuild,
+    /// Waiting for silence, then comparing.
+    Settle,
+    /// After the final power cut: waiting for an active volume.
+    AfterCut,
+    /// Reading everything.
+    LastDuty,
+    /// Over.
+    Done,
+}
+
+/// State of the healing phase.
+#[derive(Debug)]
+pub struct Healing {
+    /// How far it is.
+    pub phase: Phase,
+    since: Nanos,
+    /// Deaths of replicas for good.
+    gone: Vec<Host>,
+}
+
+impl Healing {
+    /// True once faults have ended.
+    pub fn begun(&self) -> bool {
+        self.phase != Phase::Safety
+    }
+}
+
+/// What came of a run.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Why it failed, if it did.
+    pub failure: Option<String>,
+    /// Hash over all events.
+    pub hash: u64,
+    /// Events.
+    pub events: u64,
+    /// Virtual time.
+    pub span: Nanos,
+    /// What happened, if it was recorded.
+    pub story: String,
+    /// How often things happened.
+    pub counts: Counts,
+    /// Requests asked for, answered well, answered with an error.
+    pub requests: [u64; 3],
+    /// The phase that the run ended in.
+    pub phase: Phase,
+}
+
+/// Runs a seed.
+pub fn run_seed(seed: u64, detail: Detail) -> Report {
+    run(Config::from_seed(seed), Entropy::from_seed(seed).fork(2), detail)
+}
+
+/// Runs a configuration.
+pub fn run(config: Config, entropy: Entropy, detail: Detail) -> Report {
+    let mut cluster = Cluster::new(config, entropy, detail);
+    let outcome = catch_unwind(AssertUnwindSafe(|| cluster.run()));
+    if let Err(panic) = outcome {
+        let text = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_string()))
+            .unwrap_or_else(|| "unknown".to_string());
+        cluster.fail(format!("panic: {text}"));
+    }
+    Report {
+        failure: cluster.failure.clone(),
+        hash: cluster.world.hash(),
+        events: cluster.world.events(),
+        span: cluster.world.now(),
+        story: cluster.story.text(),
+        counts: cluster.supervisor.counts,
+        requests: [
+            cluster.workload.issued,
+            cluster.workload.succeeded,
+            cluster.workload.failed,
+        ],
+        phase: cluster.healing.phase,
+    }
+}
+
+fn host_state(config: &Config, host: Host, supervisor: &mut Supervisor) -> HostState {
+    let replica = host < config.replicas;
+    let peers = config.replicas;
+    let disk = replica.then(|| {
+        let layout = Layout::new(&config.geometry, config.capacity, peers, false);
+        Disk::new(layout.meta_bytes, config.capacity, config.sector, config.volatile_cache)
+    });
+    HostState {
+        clock: Clock { offset: 1 << 40, ppm: config.skew_ppm[host] },
+        boot: supervisor.new_uuid(),
+        lives: 0,
+        disk,
+        words: SimWords::new(0),
+        node: None,
+        paused: false,
+        backlog: Vec::new(),
+        powered: true,
+        gone: false,
+        start_ticket: 0,
+    }
+}
+
+impl Cluster {
+    /// A cluster of formatted replicas that nobody has started.
+    pub fn new(config: Config, mut entropy: Entropy, detail: Detail) -> Cluster {
+        let mut supervisor = Supervisor::new(entropy.fork(3), config.replicas);
+        let hosts = (0..config.hosts()).map(|h| host_state(&config, h, &mut supervisor)).collect();
+        let mut cluster = Cluster {
+            world: World::new(),
+            network: Network::new(config.hosts(), config.character),
+            hosts,
+            supervisor,
+            workload: Workload::new(entropy.fork(4), &config),
+            history: History::new(),
+            story: Story::new(detail),
+            failure: None,
+            next_operation: 1,
+            healing: Healing { phase: Phase::Safety, since: 0, gone: Vec::new() },
+            entropy,
+            config,
+        };
+        for host in 0..cluster.config.replicas {
+            let replica = cluster.supervisor.new_uuid();
+            let params = cluster.format_params(host, replica);
+            if let Some(disk) = cluster.hosts[host].disk.as_mut() {
+                crate::storage::format(disk, &params, &mut cluster.entropy);
+            }
+        }
+        cluster
+    }
+
+    fn run(&mut self) {
+        for host in 0..self.config.replicas {
+            let delay = self.entropy.below(10 * MILLIS);
+            self.schedule_start(host, delay);
+        }
+        let first = self.config.replicas;
+        self.schedule_engine(first, 0, false);
+        for client in 0..self.config.mix.clients {
+            self.world.after(MILLIS, Event::Client(client));
+        }
+        for index in 0..self.config.plan.len() {
+            let at = self.config.plan[index].0;
+            self.world.at(at, Event::Fault(index));
+        }
+        self.world.after(SECONDS / 2, Event::Supervise);
+        self.world.at(self.config.safety, Event::Heal);
+        while self.failure.is_none() && self.healing.phase != Phase::Done {
+            let Some(event) = self.world.next() else {
+                return self.fail("nothing happens any more".to_string());
+            };
+            self.handle(event);
+            if self.world.events() > EVENTS_MAX {
+                return self.fail(format!("{EVENTS_MAX} events and no rest"));
+            }
+            if self.entropy.exhausted() && !self.healing.begun() {
+                self.heal();
+            }
+        }
+        if self.failure.is_none() {
+            if let Err(fault) = self.history.check() {
+                let story = self.story_of(fault.offset);
+                self.fail(format!("{fault:?}\n{story}"));
+            }
+        }
+    }
+
+    /// The requests that touched a byte, as text.
+    fn story_of(&self, offset: u64) -> String {
+        let mut text = String::new();
+        for (number, found) in self.history.story_of(offset) {
+            let entry = self.history.entries()[number as usize];
+            let end = entry.responded.map_or("never".to_string(), |r| r.to_string());
+            let found = found.map_or(String::new(), |f| format!(" finds #{f}"));
+            let fua = if entry.fua { " fua" } else { "" };
+            text.push_str(&format!(
+                "  #{number} {:?}{fua} {}+{} from {} to {end}{found}\n",
+                entry.action, entry.offset, entry.len, entry.invoked
+            ));
+        }
+        for (number, entry) in self.history.entries().iter().enumerate() {
+            if entry.action == Action::Flush && entry.responded.is_some() {
+                let end = entry.responded.unwrap_or(0);
+                text.push_str(&format!("  #{number} Flush from {} to {end}\n", entry.invoked));
+            }
+        }
+        text
+    }
+
+    /// Faults end; some replicas are gone for good.
+    pub fn heal(&mut self) {
+        if self.healing.begun() {
+            return;
+        }
+        let now = self.world.now();
+        self.story.tell(now, || "healing begins".to_string());
+        self.enter(Phase::Active);
+        self.workload.quiet = true;
+        self.network.heal();
+        for host in 0..self.config.hosts() {
+            if let Some(disk) = self.hosts[host].disk.as_mut() {
+                disk.faults = crate::disk::Faults::default();
+            }
+            if self.hosts[host].paused {
+                self.resume(host);
+            }
+        }
+        for host in self.config.dead.clone() {
+            self.bury(host);
+        }
+        for host in 0..self.config.replicas {
+            if !self.hosts[host].gone {
+                self.hosts[host].powered = true;
+                if self.hosts[host].node.is_none() {
+                    let delay = self.entropy.range(0, 100 * MILLIS);
+                    self.schedule_start(host, delay);
+                } else {
+                    self.space_changed(host);
+                }
+            }
+        }
+        for a in 0..self.config.hosts() {
+            for b in a + 1..self.config.hosts() {
+                self.mended(a, b);
+            }
+        }
+        self.ensure_engine();
+        self.attach_all();
+        self.world.after(50 * MILLIS, Event::Probe);
+    }
+
+    fn bury(&mut self, host: Host) {
+        let now = self.world.now();
+        self.story.tell(now, || format!("replica {host} is gone for good"));
+        if self.hosts[host].node.is_some() {
+            self.kill(host);
+        }
+        self.hosts[host].powered = false;
+        self.hosts[host].gone = true;
+        self.hosts[host].start_ticket += 1;
+        if !self.healing.gone.contains(&host) {
+            self.healing.gone.push(host);
+        }
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        self.healing.phase = phase;
+        self.healing.since = self.world.now();
+        let now = self.world.now();
+        self.story.tell(now, || format!("phase {phase:?}"));
+    }
+
+    fn mode(&mut self) -> Option<Mode> {
+        let host = self.supervisor.active;
+        let node = self.hosts[host].node.as_mut()?;
+        Some(node.engine()?.machine.mode())
+    }
+
+    /// The healing phase looks how far things are.
+    pub fn probe(&mut self) {
+        self.world.after(50 * MILLIS, Event::Probe);
+        let waited = self.world.now() - self.healing.since;
+        let mode = self.mode();
+        let active = mode.is_some_and(Mode::is_active);
+        let idle = self.workload.in_flight() == 0;
+        match self.healing.phase {
+            Phase::Safety | Phase::Done => {}
+            Phase::Active if active && idle => {
+                self.workload.strict = true;
+                self.give_duty(true);
+                self.enter(Phase::Duty);
+            }
+            Phase::AfterCut if active && idle => {
+                self.give_duty(false);
+                self.enter(Phase::LastDuty);
+            }
+            Phase::Active | Phase::AfterCut => {
+                self.attach_all();
+                self.late(waited, ACTIVE_WITHIN);
+            }
+            Phase::Duty if idle && self.workload.duty.is_empty() => {
+                let all = self.healing.gone.is_empty();
+                self.enter(if all { Phase::Rebuild } else { Phase::Settle });
+            }
+            Phase::LastDuty if idle && self.workload.duty.is_empty() => self.enter(Phase::Done),
+            Phase::Duty | Phase::LastDuty => self.late(waited, DUTY_WITHIN),
+            Phase::Rebuild if mode == Some(Mode::Healthy) => self.enter(Phase::Settle),
+            Phase::Rebuild => self.late(waited, REBUILD_WITHIN),
+            Phase::Settle if waited > 3 * SECONDS => {
+                if self.healing.gone.is_empty() {
+                    self.compare();
+                }
+                self.check_buffers();
+                if self.config.final_cut {
+                    self.last_cut();
+                } else {
+                    self.enter(Phase::Done);
+                }
+            }
+            Phase::Settle => {}
+        }
+    }
+
+    fn late(&mut self, waited: Nanos, limit: Nanos) {
+        if waited > limit {
+            let phase = self.healing.phase;
+            let host = self.supervisor.active;
+            let clock = self.clock(host);
+            let open = self.workload.describe();
+            let mut about = String::new();
+            if let Some(engine) = self.hosts[host].node.as_mut().and_then(|n| n.engine()) {
+                let status = engine.machine.status(clock);
+                about = format!(
+                    "mode {:?} term {} counted {:?} iss {:?} trk {:?} last {} commit {} tidx {} \
+                     requests {} waiting {}",
+                    status.mode,
+                    status.term.0,
+                    status.counted,
+                    status.in_sync,
+                    status.tracked,
+                    status.last.0,
+                    status.commit.0,
+                    status.tidx.0,
+                    status.requests,
+                    status.waiting
+                );
+                for m in &status.members {
+                    about.push_str(&format!(
+                        "\n  member {}: {:?} {:?} promised {} tainted {} upto {} w {} dirty {}",
+                        m.member,
+                        m.role,
+                        m.link,
+                        m.promised,
+                        m.tainted,
+                        m.upto.0,
+                        m.w.0,
+                        m.dirty_bytes
+                    ));
+                }
+            }
+            self.fail(format!("I22: phase {phase:?} for {} s: {about}\n open:{open}", waited / SECONDS));
+        }
+    }
+
+    fn give_duty(&mut self, writes: bool) {
+        let blocks = self.history.written_blocks();
+        let mut duty = reads_of(blocks.iter().copied(), self.config.transfer_blocks_max);
+        if writes {
+            let some: Vec<u64> = blocks.iter().copied().step_by(3).collect();
+            for block in some {
+                duty.push_back(Wish {
+                    op: Op::Write,
+                    offset: block * 4096,
+                    len: 4096,
+                    fua: block % 7 == 0,
+                    no_hole: false,
+                });
+            }
+            let flush = Wish { op: Op::Flush, offset: 0, len: 0, fua: false, no_hole: false };
+            duty.push_back(flush);
+            duty.extend(reads_of(blocks.iter().copied(), self.config.transfer_blocks_max));
+        }
+        self.workload.duty = duty;
+        for client in 0..self.config.mix.clients {
+            self.world.after(MILLIS, Event::Client(client));
+        }
+    }
+
+    /// I21: all replicas hold the same bytes.
+    fn compare(&mut self) {
+        let disks: Vec<&Disk> =
+            self.hosts[..self.config.replicas].iter().filter_map(|h| h.disk.as_ref()).collect();
+        let pages = disks.iter().map(|d| d.page_count(File::Data)).max().unwrap_or(0);
+        let pages = pages.min((self.config.capacity / 4096) as usize);
+        for (host, disk) in disks.iter().enumerate().skip(1) {
+            if let Some(page) = (0..pages).find(|p| !disks[0].same_page(disk, *p)) {
+                let story = self.story_of(page as u64 * 4096);
+                return self
+                    .fail(format!("I21: replicas 0 and {host} differ in block {page}\n{story}"));
+            }
+        }
+    }
+
+    /// Nothing is going on: no process holds payload.
+    fn check_buffers(&mut self) {
+        for host in 0..self.config.hosts() {
+            if let Some(node) = self.hosts[host].node.as_mut() {
+                node.arena.reclaim();
+                let used = node.arena.used();
+                if used > crate::limits::IDLE_BYTES_MAX {
+                    let live = node.arena.live();
+                    return self.fail(format!("host {host} is idle and holds {used} bytes: {live:?}"));
+                }
+            }
+        }
+    }
+
+    /// I6: the power of everything is cut, a minority of the replicas never comes back.
+    fn last_cut(&mut self) {
+        let replicas = self.config.replicas;
+        let mut left = (replicas - 1) / 2 - self.healing.gone.len().min((replicas - 1) / 2);
+        let lose = self.entropy.chance(2, 3);
+        for host in 0..replicas {
+            let cut = self.entropy.pick(&[Cut::LoseAll, Cut::Pages, Cut::Sectors]);
+            if self.hosts[host].gone {
+                continue;
+            }
+            self.cut_power(host, cut);
+            let chosen = self.entropy.chance(1, 2);
+            if lose && left > 0 && (chosen || replicas - host <= left) {
+                left -= 1;
+                self.bury(host);
+            } else {
+                let delay = self.entropy.range(MILLIS, SECONDS);
+                self.world.after(delay, Event::Power(host));
+            }
+        }
+        if self.entropy.chance(1, 2) {
+            let host = self.supervisor.active;
+            self.kill(host);
+        }
+        self.ensure_engine();
+        self.enter(Phase::AfterCut);
+    }
+}
+
+/// Members of a run, as a set.
+pub fn members(config: &Config) -> MemberSet {
+    MemberSet::first(config.replicas)
+}
+
+const _: () = assert!(ENGINE_HOSTS == 2);

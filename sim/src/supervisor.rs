@@ -1,0 +1,618 @@
+//! The supervisor of engines, the operator who accepts losses, and the faults of the plan.
+
+use crate::buffers::SimBuffers;
+use crate::cluster::{Cluster, Event};
+use crate::config::Fault;
+use crate::disk::Faults;
+use crate::entropy::{Entropy, mix};
+use crate::network::Host;
+use crate::process::{Effect, EngineProgram, Node, Program};
+use crate::world::{MILLIS, Nanos, SECONDS};
+use std::collections::{BTreeMap, VecDeque};
+use trilith_block::{Actions, Machine, MemberSet, Uuid};
+use trilith_engine::{Engine, EngineConfig, ExitReason, Mode, Operator, Waiting};
+
+/// What the supervisor and the operator know.
+#[derive(Debug)]
+pub struct Supervisor {
+    entropy: Entropy,
+    /// The volume.
+    pub volume: Uuid,
+    /// Its secret.
+    pub secret: [u8; 32],
+    /// Highest attach epoch issued.
+    pub epoch: u64,
+    /// Attach epoch of the last engine on each host (0: none yet).
+    epochs: BTreeMap<Host, u64>,
+    last_uuid: BTreeMap<Host, Uuid>,
+    start_tickets: BTreeMap<Host, u64>,
+    /// Host of the engine with the highest attach epoch.
+    pub active: Host,
+    /// Loss epoch that the clients are bound to.
+    pub client_loss: Option<u32>,
+    /// Exclusivity is promised until then.
+    granted_until: Nanos,
+    take_over_waits: bool,
+    /// Engine of each term that was ever active (I1).
+    leaders: BTreeMap<u64, Uuid>,
+    /// What to do when an engine that was told to stop has stopped.
+    restart_replicas: bool,
+    /// Counts for the report.
+    pub counts: Counts,
+}
+
+/// How often things happened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Engines that became active.
+    pub activations: u64,
+    /// Losses accepted.
+    pub losses: u64,
+    /// Processes killed.
+    pub crashes: u64,
+    /// Power cuts (hosts).
+    pub power_cuts: u64,
+    /// Take-overs.
+    pub take_overs: u64,
+    /// Clean stops with all members sealed.
+    pub seals: u64,
+    /// Faults that struck.
+    pub faults: u64,
+}
+
+/// The end of a fault.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Undo {
+    /// A process goes on.
+    Resume(Host),
+    /// A cut is lifted.
+    Mend(Host, Host, bool),
+    /// A host is on time again.
+    Lag(Host),
+    /// A disk is fast again.
+    Speed(Host),
+    /// A disk reads again.
+    Reads(Host),
+    /// A disk writes again.
+    Writes(Host),
+    /// A disk has room again.
+    Room(Host),
+    /// Connections between two hosts break, if the link is still cut.
+    Break(Host, Host),
+    /// An armed crash happens even if the process made no store.
+    Crash(Host, u64, Nanos),
+}
+
+impl Supervisor {
+    /// A supervisor that has started nothing.
+    pub fn new(mut entropy: Entropy, active: Host) -> Supervisor {
+        let volume = Uuid(bytes16(entropy.any()));
+        let mut secret = [0; 32];
+        secret[..8].copy_from_slice(&entropy.any().to_le_bytes());
+        Supervisor {
+            entropy,
+            volume,
+            secret,
+            epoch: 0,
+            epochs: BTreeMap::new(),
+            last_uuid: BTreeMap::new(),
+            start_tickets: BTreeMap::new(),
+            active,
+            client_loss: None,
+            granted_until: 0,
+            take_over_waits: false,
+            leaders: BTreeMap::new(),
+            restart_replicas: false,
+            counts: Counts::default(),
+        }
+    }
+
+    /// An identity that was not used before.
+    pub fn new_uuid(&mut self) -> Uuid {
+        Uuid(bytes16(self.entropy.any() | 1))
+    }
+
+    /// 32 random bytes.
+    pub fn random32(&mut self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        for part in bytes.chunks_exact_mut(8) {
+            part.copy_from_slice(&self.entropy.any().to_le_bytes());
+        }
+        bytes
+    }
+}
+
+fn bytes16(value: u64) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&value.to_le_bytes());
+    bytes[8..].copy_from_slice(&mix(value).to_le_bytes());
+    bytes
+}
+
+impl Cluster {
+    /// Schedules an engine; an earlier schedule for the host is void.
+    pub fn schedule_engine(&mut self, host: Host, delay: Nanos, supersedes: bool) {
+        let ticket = self.supervisor.start_tickets.entry(host).or_insert(0);
+        *ticket += 1;
+        let ticket = *ticket;
+        self.world.after(delay, Event::StartEngine(host, ticket, supersedes));
+    }
+
+    /// Starts an engine on a host with the attach epoch that it has.
+    pub fn start_engine(&mut self, host: Host, ticket: u64, supersedes: bool) {
+        if self.supervisor.start_tickets.get(&host) != Some(&ticket)
+            || self.hosts[host].node.is_some()
+            || !self.hosts[host].powered
+        {
+            return;
+        }
+        let epoch = match self.supervisor.epochs.get(&host) {
+            Some(epoch) => *epoch,
+            None => {
+                self.supervisor.epoch += 1;
+                self.supervisor.epoch
+            }
+        };
+        self.supervisor.epochs.insert(host, epoch);
+        if epoch == self.supervisor.epoch {
+            self.supervisor.active = host;
+        }
+        let uuid = self.supervisor.new_uuid();
+        let mut config = EngineConfig::new(
+            uuid,
+            self.supervisor.volume,
+            self.supervisor.secret,
+            MemberSet::first(self.config.replicas),
+            self.supervisor.random32(),
+        );
+        let last = self.supervisor.last_uuid.insert(host, uuid);
+        if supersedes {
+            config.supersedes = last.unwrap_or(Uuid::NONE);
+        }
+        config.attach_epoch = epoch;
+        config.loss_bound = self.supervisor.client_loss;
+        config.capacity_bytes = if self.entropy.chance(1, 2) { self.config.capacity } else { 0 };
+        config.timing = self.config.timing;
+        config.sizes = self.config.sizes;
+        let clock = self.clock(host);
+        let machine = Engine::new(config, clock).expect("a valid configuration");
+        let state = &mut self.hosts[host];
+        state.lives += 1;
+        let program = EngineProgram {
+            machine,
+            out: Actions::new(),
+            uuid,
+            attach_epoch: epoch,
+            refused: VecDeque::new(),
+            stopping: false,
+            turns: 0,
+        };
+        let arena = SimBuffers::new(self.config.engine_arena);
+        let mut node = Node::new(state.lives, Program::Engine(Box::new(program)), arena);
+        self.request_turn(host, &mut node);
+        self.hosts[host].node = Some(node);
+        let now = self.world.now();
+        let bound = self.supervisor.client_loss;
+        self.story.tell(now, || {
+            format!("engine on {host} starts: epoch {epoch}, supersedes {supersedes}, loss {bound:?}")
+        });
+    }
+
+    /// A process of an engine's host is gone: its clients learn it.
+    pub fn engine_gone(&mut self, host: Host) {
+        if host >= self.config.replicas {
+            self.clients_lose(host);
+        }
+    }
+
+    /// A machine ended its process by itself.
+    pub fn exited(&mut self, host: Host, node: Node, why: Effect) {
+        match why {
+            Effect::ReplicaExit(why) => self.replica_exited(host, node, why),
+            Effect::EngineExit(why) => self.engine_exited(host, node, why),
+            Effect::Dial(_)
+            | Effect::Send(..)
+            | Effect::Close(..)
+            | Effect::Disk(..)
+            | Effect::Complete(_)
+            | Effect::Mode(_)
+            | Effect::NeedWords(_)
+            | Effect::Opened(_) => {}
+        }
+    }
+
+    fn engine_exited(&mut self, host: Host, mut node: Node, why: ExitReason) {
+        let now = self.world.now();
+        self.story.tell(now, || format!("engine on {host} ends: {why:?}"));
+        let pending = self.requests_at(host, node.life);
+        let refused = node.engine().map_or(0, |e| e.refused.len());
+        if pending > refused {
+            self.fail(format!("engine on {host} ends ({why:?}) with {pending} requests open"));
+        }
+        let newest = node.engine().is_some_and(|e| e.attach_epoch == self.supervisor.epoch);
+        self.hosts[host].node = Some(node);
+        self.kill(host);
+        let delay = self.entropy.range(MILLIS, SECONDS);
+        match why {
+            ExitReason::Fenced if newest => {
+                // Somebody must serve: a new attachment.
+                self.supervisor.epochs.remove(&host);
+                self.schedule_engine(host, delay, false);
+            }
+            ExitReason::Fenced => {}
+            ExitReason::Stopped { sealed } => {
+                self.supervisor.counts.seals += u64::from(sealed);
+                if std::mem::take(&mut self.supervisor.restart_replicas) {
+                    for replica in 0..self.config.replicas {
+                        if self.hosts[replica].node.is_some() {
+                            self.kill(replica);
+                            let delay = self.entropy.range(MILLIS, SECONDS);
+                            self.schedule_start(replica, delay);
+                        }
+                    }
+                }
+                self.schedule_engine(host, delay, false);
+            }
+            ExitReason::SteppedDown => self.schedule_engine(host, delay, false),
+        }
+    }
+
+    /// An engine says how it serves now.
+    pub fn mode_changed(&mut self, host: Host, node: &mut Node, mode: Mode) {
+        let now = self.world.now();
+        let clock = self.clock(host);
+        let life = node.life;
+        let Some(engine) = node.engine() else { return };
+        engine.turns = 0; // The next turn looks closely.
+        let term = engine.machine.status(clock).term;
+        self.story.tell(now, || format!("engine on {host} is {mode:?} in term {}", term.0));
+        if mode == Mode::Waiting(Waiting::LossAccepted) {
+            let delay = self.entropy.skewed(MILLIS, 2 * SECONDS);
+            self.world.after(delay, Event::Accept(host, life));
+        }
+    }
+
+    /// Looks at an engine after each of its turns.
+    pub fn watch(&mut self, host: Host, node: &mut Node) {
+        let clock = self.clock(host);
+        let replicas = self.config.replicas;
+        let Some(engine) = node.engine() else { return };
+        let mode = engine.machine.mode();
+        if !mode.is_active() {
+            if mode.reads() && self.supervisor.client_loss.is_none() {
+                self.supervisor.client_loss = engine.machine.loss();
+            }
+            return;
+        }
+        engine.turns += 1;
+        if engine.turns % 16 == 1 {
+            let status = engine.machine.status(clock);
+            let (term, uuid) = (status.term.0, engine.uuid);
+            match self.supervisor.leaders.get(&term) {
+                Some(leader) if *leader == uuid => {}
+                Some(leader) => {
+                    let why = format!("I1: engines {leader} and {uuid} are active in term {term}");
+                    return self.fail(why);
+                }
+                None => {
+                    self.supervisor.leaders.insert(term, uuid);
+                    self.supervisor.counts.activations += 1;
+                }
+            }
+            if status.counted.count() < replicas / 2 + 1 {
+                let why = format!("R8: active in term {term} with {:?}", status.counted);
+                return self.fail(why);
+            }
+        }
+        let loss = engine.machine.loss();
+        match (self.supervisor.client_loss, loss) {
+            (None, loss) => self.supervisor.client_loss = loss,
+            (Some(bound), Some(loss)) if loss > bound => {
+                self.fail(format!("I17: active at loss epoch {loss}, clients are bound to {bound}"));
+            }
+            (Some(_), _) => {}
+        }
+    }
+
+    /// The operator restarts the clients and accepts the loss.
+    pub fn accept_loss(&mut self, host: Host, life: u64) {
+        let clock = self.clock(host);
+        if self.hosts[host].paused {
+            self.world.after(100 * MILLIS, Event::Accept(host, life));
+            return;
+        }
+        let Some(mut node) = self.hosts[host].node.take() else { return };
+        let waiting = node.life == life
+            && node.engine().is_some_and(|e| {
+                e.machine.mode() == Mode::Waiting(Waiting::LossAccepted)
+            });
+        if waiting {
+            self.restart_clients(host);
+            if let Some((engine, arena)) = node.engine_and_arena() {
+                self.supervisor.client_loss = engine.machine.loss();
+                let event = trilith_engine::Event::Operator(Operator::AcceptLoss);
+                engine.machine.step(clock, event, arena, &mut engine.out);
+            }
+            self.supervisor.counts.losses += 1;
+            let now = self.world.now();
+            let loss = self.supervisor.client_loss;
+            self.story.tell(now, || format!("loss accepted on {host}: epoch {loss:?}"));
+            self.request_turn(host, &mut node);
+        }
+        self.hosts[host].node = Some(node);
+    }
+
+    /// Grants, once a second.
+    pub fn supervise(&mut self) {
+        self.world.after(SECONDS, Event::Supervise);
+        let host = self.supervisor.active;
+        if !self.config.grants || self.supervisor.take_over_waits || self.hosts[host].paused {
+            return;
+        }
+        let now = self.world.now();
+        let clock = self.hosts[host].clock;
+        let Some(mut node) = self.hosts[host].node.take() else { return };
+        if let Some((engine, arena)) = node.engine_and_arena() {
+            if engine.attach_epoch == self.supervisor.epoch {
+                let until = clock.at(now + 5 * SECONDS);
+                self.supervisor.granted_until = now + 5 * SECONDS;
+                let event = trilith_engine::Event::Grant { until };
+                engine.machine.step(clock.at(now), event, arena, &mut engine.out);
+            }
+        }
+        self.request_turn(host, &mut node);
+        self.hosts[host].node = Some(node);
+    }
+
+    /// Asks the active engine for something.
+    fn ask(&mut self, wish: Operator) {
+        let host = self.supervisor.active;
+        let clock = self.clock(host);
+        if self.hosts[host].paused {
+            return;
+        }
+        let Some(mut node) = self.hosts[host].node.take() else { return };
+        if let Some((engine, arena)) = node.engine_and_arena() {
+            engine.stopping = true;
+            let event = trilith_engine::Event::Operator(wish);
+            engine.machine.step(clock, event, arena, &mut engine.out);
+        }
+        self.request_turn(host, &mut node);
+        self.hosts[host].node = Some(node);
+    }
+
+    /// A fault of the plan strikes.
+    pub fn strike(&mut self, index: usize) {
+        let Some((_, fault)) = self.config.plan.get(index).cloned() else { return };
+        let now = self.world.now();
+        if self.healing.begun() {
+            return;
+        }
+        self.story.tell(now, || format!("fault: {fault:?}"));
+        self.supervisor.counts.faults += 1;
+        match fault {
+            Fault::ReplicaCrash { host, stores, down } => match stores {
+                None => self.crash_replica(host, down),
+                Some(stores) if self.hosts[host].node.is_some() => {
+                    self.hosts[host].words.kill_after(stores);
+                    let life = self.hosts[host].lives;
+                    let undo = Undo::Crash(host, life, down);
+                    self.world.after(5 * MILLIS, Event::Undo(undo));
+                }
+                Some(_) => {}
+            },
+            Fault::PowerLoss { hosts, cut, engine } => {
+                for (host, down) in hosts {
+                    self.supervisor.counts.power_cuts += 1;
+                    self.cut_power(host, cut);
+                    self.world.after(down, Event::Power(host));
+                }
+                if engine {
+                    let host = self.supervisor.active;
+                    self.cut_power(host, cut);
+                    self.hosts[host].powered = true;
+                    let delay = self.entropy.range(MILLIS, 3 * SECONDS);
+                    self.schedule_engine(host, delay, true);
+                }
+            }
+            Fault::EngineCrash { down, supersedes } => {
+                let host = self.supervisor.active;
+                self.supervisor.counts.crashes += 1;
+                self.kill(host);
+                self.schedule_engine(host, down, supersedes);
+            }
+            Fault::Pause { host, span } => {
+                if self.hosts[host].node.is_some() {
+                    self.hosts[host].paused = true;
+                    self.world.after(span, Event::Undo(Undo::Resume(host)));
+                }
+            }
+            Fault::Cut { a, b, both, span, breaks } => {
+                self.network.set_cut(a, b, true);
+                if both {
+                    self.network.set_cut(b, a, true);
+                }
+                self.world.after(span, Event::Undo(Undo::Mend(a, b, both)));
+                if breaks {
+                    let at = self.entropy.below(span);
+                    self.world.after(at, Event::Undo(Undo::Break(a, b)));
+                }
+            }
+            Fault::Reset { a, b } => self.break_lines(a, b),
+            Fault::TakeOver { kill } => self.take_over(index, kill),
+            Fault::Handover { seal, replicas } => {
+                self.supervisor.restart_replicas = replicas;
+                self.ask(if seal { Operator::Stop } else { Operator::StepDown });
+            }
+            Fault::Lag { host, delay, span } => {
+                self.network.lag[host] = delay;
+                self.world.after(span, Event::Undo(Undo::Lag(host)));
+            }
+            Fault::SlowDisk { .. }
+            | Fault::ReadErrors { .. }
+            | Fault::WriteErrors { .. }
+            | Fault::Full { .. } => self.strike_disk(fault),
+        }
+    }
+
+    fn strike_disk(&mut self, fault: Fault) {
+        let (host, span) = match &fault {
+            Fault::SlowDisk { host, span, .. }
+            | Fault::ReadErrors { host, span, .. }
+            | Fault::WriteErrors { host, span, .. }
+            | Fault::Full { host, span } => (*host, *span),
+            Fault::ReplicaCrash { .. }
+            | Fault::PowerLoss { .. }
+            | Fault::EngineCrash { .. }
+            | Fault::Pause { .. }
+            | Fault::Cut { .. }
+            | Fault::Reset { .. }
+            | Fault::Lag { .. }
+            | Fault::TakeOver { .. }
+            | Fault::Handover { .. } => return,
+        };
+        let Some(disk) = self.hosts[host].disk.as_mut() else { return };
+        let undo = match fault {
+            Fault::SlowDisk { factor, .. } => {
+                disk.faults.hung = factor == 0;
+                disk.faults.slow = factor;
+                Undo::Speed(host)
+            }
+            Fault::ReadErrors { chance, .. } => {
+                disk.faults.read_error = chance;
+                Undo::Reads(host)
+            }
+            Fault::WriteErrors { write, flush, .. } => {
+                disk.faults.write_error = write;
+                disk.faults.flush_error = flush;
+                Undo::Writes(host)
+            }
+            _ => {
+                disk.faults.room = Some(disk.allocated());
+                Undo::Room(host)
+            }
+        };
+        if matches!(undo, Undo::Room(_)) {
+            self.space_changed(host);
+        }
+        self.world.after(span, Event::Undo(undo));
+    }
+
+    fn crash_replica(&mut self, host: Host, down: Nanos) {
+        self.supervisor.counts.crashes += 1;
+        if self.hosts[host].node.is_some() {
+            self.kill(host);
+        }
+        if self.hosts[host].powered {
+            self.schedule_start(host, down);
+        }
+    }
+
+    fn break_lines(&mut self, a: Host, b: Host) {
+        for line in self.network.between(a, b) {
+            for end in 0..2 {
+                let Some(connection) = self.network.get(line) else { continue };
+                let (host, life) = (connection.ends[end].host, connection.ends[end].life);
+                let delay = self.entropy.skewed(1, 500 * MILLIS);
+                let event = crate::cluster::NodeEvent::Closed(line, end);
+                self.world.after(delay, Event::Node(host, life, event));
+            }
+        }
+    }
+
+    fn take_over(&mut self, index: usize, kill: bool) {
+        let now = self.world.now();
+        if now < self.supervisor.granted_until {
+            self.supervisor.take_over_waits = true;
+            let at = self.supervisor.granted_until + SECONDS / 10;
+            self.world.at(at, Event::Fault(index));
+            return;
+        }
+        self.supervisor.take_over_waits = false;
+        self.supervisor.counts.take_overs += 1;
+        let old = self.supervisor.active;
+        let new = if old == self.config.replicas { old + 1 } else { old - 1 };
+        if kill {
+            self.kill(old);
+        }
+        self.kill(new);
+        self.supervisor.epochs.remove(&new);
+        self.schedule_engine(new, 0, false);
+        self.supervisor.active = new;
+        for client in 0..self.config.mix.clients {
+            let delay = self.entropy.skewed(MILLIS, 5 * SECONDS);
+            self.world.after(delay, Event::Attach(client));
+        }
+    }
+
+    /// A fault ends.
+    pub fn undo(&mut self, undo: Undo) {
+        let now = self.world.now();
+        self.story.tell(now, || format!("ends: {undo:?}"));
+        match undo {
+            Undo::Resume(host) => self.resume(host),
+            Undo::Mend(a, b, both) => {
+                self.network.set_cut(a, b, false);
+                if both {
+                    self.network.set_cut(b, a, false);
+                }
+                self.mended(a, b);
+            }
+            Undo::Lag(host) => self.network.lag[host] = 0,
+            Undo::Speed(host) => self.change_faults(host, |f| (f.hung, f.slow) = (false, 0)),
+            Undo::Reads(host) => self.change_faults(host, |f| f.read_error = 0),
+            Undo::Writes(host) => {
+                self.change_faults(host, |f| (f.write_error, f.flush_error) = (0, 0));
+            }
+            Undo::Room(host) => {
+                self.change_faults(host, |f| f.room = None);
+                self.space_changed(host);
+            }
+            Undo::Break(a, b) => {
+                if self.network.is_cut(a, b) || self.network.is_cut(b, a) {
+                    self.break_lines(a, b);
+                }
+            }
+            Undo::Crash(host, life, down) => {
+                let same = self.hosts[host].node.as_ref().is_some_and(|n| n.life == life);
+                if same || self.hosts[host].node.is_none() {
+                    self.crash_replica(host, down);
+                }
+            }
+        }
+    }
+
+    fn change_faults(&mut self, host: Host, change: impl FnOnce(&mut Faults)) {
+        if let Some(disk) = self.hosts[host].disk.as_mut() {
+            change(&mut disk.faults);
+        }
+    }
+
+    /// A paused process goes on with all that happened meanwhile.
+    pub fn resume(&mut self, host: Host) {
+        self.hosts[host].paused = false;
+        let Some(life) = self.hosts[host].node.as_ref().map(|n| n.life) else { return };
+        for event in std::mem::take(&mut self.hosts[host].backlog) {
+            self.handle(Event::Node(host, life, event));
+        }
+    }
+
+    /// What waited for a link goes on.
+    pub fn mended(&mut self, a: Host, b: Host) {
+        for line in self.network.between(a, b) {
+            for end in 0..2 {
+                let delay = self.entropy.below(200 * MILLIS);
+                self.world.after(delay, Event::Arrive(line, end));
+            }
+        }
+    }
+
+    /// The engine with the highest attach epoch must run: used when healing.
+    pub fn ensure_engine(&mut self) {
+        let host = self.supervisor.active;
+        if self.hosts[host].node.is_none() {
+            self.hosts[host].powered = true;
+            self.schedule_engine(host, 0, true);
+        }
+    }
+}

@@ -1,0 +1,420 @@
+//! The clients. Each has one request at a time; what it asks for is drawn from the mix of the run
+//! and gathers at a few places, so that requests overlap. Values are unique per write.
+
+use crate::check::volume::{Action, stamp};
+use crate::cluster::{Cluster, Event};
+use crate::entropy::Entropy;
+use crate::network::Host;
+use crate::process::Node;
+use crate::world::{MICROS, MILLIS};
+use std::collections::{BTreeMap, VecDeque};
+use trilith_block::limits::TRANSFER_BYTES_MAX;
+use trilith_block::request::Target;
+use trilith_block::{
+    Buffers, ByteRange, Completion, ErrorKind, Monotonic, Op, Outcome, Request, RequestFlags, Tag,
+};
+
+/// A request before it is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Wish {
+    /// What.
+    pub op: Op,
+    /// First byte.
+    pub offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Durable when answered.
+    pub fua: bool,
+    /// Zeroes that keep the space.
+    pub no_hole: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Open {
+    client: usize,
+    host: Host,
+    life: u64,
+    wish: Wish,
+}
+
+/// The clients.
+#[derive(Debug)]
+pub struct Workload {
+    entropy: Entropy,
+    /// Which engine host each client talks to.
+    attached: Vec<Host>,
+    open: BTreeMap<u64, Open>,
+    /// Requests asked for.
+    pub issued: u64,
+    /// Requests answered with success.
+    pub succeeded: u64,
+    /// Requests answered with an error.
+    pub failed: u64,
+    places: Vec<u64>,
+    /// Requests that must be asked for and succeed (healing phase).
+    pub duty: VecDeque<Wish>,
+    /// In the healing phase errors are failures.
+    pub strict: bool,
+    /// Nothing more of its own is asked for.
+    pub quiet: bool,
+}
+
+const BLOCK: u64 = 4096;
+
+impl Workload {
+    /// Clients that have done nothing.
+    pub fn new(mut entropy: Entropy, config: &crate::config::Config) -> Workload {
+        let blocks = config.capacity / BLOCK;
+        let places = (0..config.mix.places)
+            .map(|_| match entropy.below(4) {
+                // Borders of extents and chunks, the end, anywhere.
+                0 => (1024 * entropy.below(blocks / 1024 + 1)).min(blocks - 1),
+                1 => (16 * entropy.below(blocks / 16 + 1)).min(blocks - 1),
+                2 => blocks - 1,
+                _ => entropy.below(blocks),
+            })
+            .collect();
+        Workload {
+            entropy,
+            attached: vec![config.replicas; config.mix.clients],
+            open: BTreeMap::new(),
+            issued: 0,
+            succeeded: 0,
+            failed: 0,
+            places,
+            duty: VecDeque::new(),
+            strict: false,
+            quiet: false,
+        }
+    }
+
+    /// Requests asked for and not answered.
+    pub fn in_flight(&self) -> usize {
+        self.open.len()
+    }
+
+    /// What is in flight, in words.
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        for (number, open) in &self.open {
+            text.push_str(&format!(
+                " #{number} {:?} {}+{} on {};",
+                open.wish.op, open.wish.offset, open.wish.len, open.host
+            ));
+        }
+        text
+    }
+
+    fn draw(&mut self, config: &crate::config::Config) -> Wish {
+        let mix = config.mix;
+        let entropy = &mut self.entropy;
+        let total: u64 = mix.weights.iter().sum();
+        let mut choice = entropy.below(total);
+        let mut kind = 0;
+        while choice >= mix.weights[kind] {
+            choice -= mix.weights[kind];
+            kind += 1;
+        }
+        let op = [Op::Read, Op::Write, Op::Flush, Op::Discard, Op::WriteZeroes, Op::BlockStatus]
+            [kind];
+        let fua = matches!(op, Op::Write | Op::Discard | Op::WriteZeroes)
+            && entropy.chance(mix.fua, 256);
+        if op == Op::Flush {
+            return Wish { op, offset: 0, len: 0, fua: false, no_hole: false };
+        }
+        let place = self.places[entropy.index(self.places.len())];
+        let long = entropy.chance(mix.long, 256);
+        let transfer = matches!(op, Op::Read | Op::Write);
+        let blocks = match (long, transfer) {
+            (true, true) => entropy.range(1, config.transfer_blocks_max),
+            (true, false) => entropy.skewed(1, config.capacity / BLOCK),
+            (false, _) => entropy.range(1, 3),
+        };
+        let back = entropy.below(blocks);
+        let mut offset = place.saturating_sub(back) * BLOCK;
+        let mut len = (blocks * BLOCK).min(config.capacity - offset);
+        if entropy.chance(mix.unaligned, 256) {
+            let unit = entropy.pick(&[8, 512, 1024]);
+            let skip = entropy.below(len.min(BLOCK) / unit) * unit;
+            offset += skip;
+            len -= skip;
+            let cut = entropy.below(len.min(BLOCK) / unit) * unit;
+            len -= cut;
+        }
+        let no_hole = op == Op::WriteZeroes && entropy.chance(1, 2);
+        Wish { op, offset, len, fua, no_hole }
+    }
+}
+
+impl Cluster {
+    /// Requests that the process of this life has not answered.
+    pub fn requests_at(&self, host: Host, life: u64) -> usize {
+        self.workload.open.values().filter(|o| o.host == host && o.life == life).count()
+    }
+
+    /// A client asks for the next thing.
+    pub fn client_wakes(&mut self, client: usize) {
+        if self.workload.open.values().any(|o| o.client == client) {
+            return;
+        }
+        let host = self.workload.attached[client];
+        let soon = self.workload.entropy.skewed(MILLIS, 100 * MILLIS);
+        let ready = !self.hosts[host].paused
+            && self.hosts[host].node.as_mut().is_some_and(|node| {
+                node.engine().is_some_and(|e| e.machine.info().is_some() && !e.stopping)
+            });
+        if !ready {
+            if self.hosts[host].node.is_none() && host != self.supervisor.active {
+                self.workload.attached[client] = self.supervisor.active;
+            }
+            self.world.after(soon, Event::Client(client));
+            return;
+        }
+        let duty = self.workload.duty.pop_front();
+        let wish = match duty {
+            Some(wish) => wish,
+            None if self.workload.quiet => {
+                self.world.after(soon, Event::Client(client));
+                return;
+            }
+            None if self.workload.issued >= self.config.mix.requests_max => return,
+            None => self.workload.draw(&self.config),
+        };
+        if !self.ask_for(client, host, wish) {
+            if duty.is_some() {
+                self.workload.duty.push_front(wish);
+            }
+            self.world.after(soon, Event::Client(client));
+        }
+    }
+
+    /// False: no memory for it now.
+    fn ask_for(&mut self, client: usize, host: Host, wish: Wish) -> bool {
+        let clock = self.clock(host);
+        let Some(mut node) = self.hosts[host].node.take() else { return false };
+        let data = match wish.op {
+            Op::Write => match node.arena.alloc(wish.len as u32) {
+                Some(slice) => Some(slice),
+                None => {
+                    self.hosts[host].node = Some(node);
+                    return false;
+                }
+            },
+            Op::Read
+            | Op::Flush
+            | Op::Discard
+            | Op::WriteZeroes
+            | Op::Prefetch
+            | Op::BlockStatus => None,
+        };
+        let action = match wish.op {
+            Op::Write => Action::Write,
+            Op::Discard | Op::WriteZeroes => Action::Zero,
+            Op::Flush => Action::Flush,
+            Op::Read | Op::Prefetch | Op::BlockStatus => Action::Read,
+        };
+        let number = self.history.invoke(action, wish.offset, wish.len, wish.fua);
+        if let Some(slice) = data {
+            stamp(number, wish.offset, node.arena.bytes_mut(slice));
+        }
+        let flags = RequestFlags { fua: wish.fua, no_hole: wish.no_hole, fast_zero: false };
+        let range = ByteRange::new(wish.offset, wish.len);
+        let request = Request { tag: Tag(number), op: wish.op, range, flags, data };
+        self.workload.issued += 1;
+        self.workload.open.insert(number, Open { client, host, life: node.life, wish });
+        let now = self.world.now();
+        self.world.note(number);
+        self.story.detail(now, || {
+            format!(
+                "client {client} asks #{number} {:?} {}+{}{} of {host}",
+                wish.op,
+                wish.offset,
+                wish.len,
+                if wish.fua { " fua" } else { "" }
+            )
+        });
+        if let Some((engine, arena)) = node.engine_and_arena() {
+            if let Err(request) = engine.machine.submit(clock, request, arena) {
+                engine.refused.push_back(request);
+            }
+        }
+        self.request_turn(host, &mut node);
+        self.hosts[host].node = Some(node);
+        true
+    }
+
+    /// Tries again what the engine did not take. True when it took something.
+    pub fn submit_refused(&mut self, node: &mut Node, clock: Monotonic) -> bool {
+        let Some((engine, arena)) = node.engine_and_arena() else { return false };
+        let mut taken = false;
+        while let Some(request) = engine.refused.pop_front() {
+            if let Err(request) = engine.machine.submit(clock, request, arena) {
+                engine.refused.push_front(request);
+                break;
+            }
+            taken = true;
+        }
+        taken
+    }
+
+    /// The engine has answered.
+    pub fn completed(&mut self, host: Host, node: &mut Node, completion: Completion) {
+        let number = completion.tag.0;
+        let now = self.world.now();
+        let buffer = match completion.result {
+            Ok(Outcome::Data(slice) | Outcome::Extents(slice)) => Some(slice),
+            Ok(Outcome::Done) | Err(_) => None,
+        };
+        self.story.detail(now, || format!("engine on {host} answers #{number} {:?}", completion.result));
+        let known = self.workload.open.remove(&number);
+        if let Some(open) = known.filter(|o| (o.host, o.life) == (host, node.life)) {
+            self.world.note(number ^ 0x5a5a);
+            self.record(node, number, &open, completion.result);
+            let think = self.think();
+            self.world.after(think, Event::Client(open.client));
+        } else {
+            if known.is_some() {
+                self.fail(format!("engine on {host} answers #{number} of another process"));
+            } else if self.history.is_current(number) {
+                self.fail(format!("engine on {host} answers #{number}, which is not open"));
+            }
+        }
+        if let Some(slice) = buffer {
+            node.arena.release(slice.buf);
+        }
+    }
+
+    fn think(&mut self) -> u64 {
+        let entropy = &mut self.workload.entropy;
+        if self.workload.strict || entropy.chance(1, 4) {
+            return entropy.below(20 * MICROS);
+        }
+        entropy.below(self.config.mix.think_max.max(1))
+    }
+
+    fn record(
+        &mut self,
+        node: &mut Node,
+        number: u64,
+        open: &Open,
+        result: Result<Outcome, ErrorKind>,
+    ) {
+        let wish = open.wish;
+        let broken = match (wish.op, result) {
+            (Op::Read, Ok(Outcome::Data(slice))) if u64::from(slice.len) == wish.len => {
+                let bytes = node.arena.bytes(slice);
+                self.history.respond(number, Some(bytes)).err().map(|(at, word)| {
+                    format!("#{number} reads {word:#018x} at byte {at}, which nobody wrote")
+                })
+            }
+            (
+                Op::Write | Op::Flush | Op::Discard | Op::WriteZeroes | Op::Prefetch,
+                Ok(Outcome::Done),
+            ) => self.history.respond(number, None).err().map(|e| format!("{e:?}")),
+            (Op::BlockStatus, Ok(Outcome::Extents(slice))) => {
+                check_extents(node.arena.bytes(slice), wish.len)
+            }
+            (_, Err(kind)) => {
+                self.workload.failed += 1;
+                let expected = match kind {
+                    ErrorKind::InvalidRange | ErrorKind::NotSupported => false,
+                    ErrorKind::NoSpace
+                    | ErrorKind::ReadOnly
+                    | ErrorKind::Io
+                    | ErrorKind::Fenced => !self.workload.strict,
+                };
+                (!expected).then(|| format!("#{number} {wish:?} fails with {kind:?}"))
+            }
+            (_, Ok(outcome)) => Some(format!("#{number} {wish:?} brings {outcome:?}")),
+        };
+        match broken {
+            Some(why) => self.fail(why),
+            None => self.workload.succeeded += u64::from(result.is_ok()),
+        }
+    }
+
+    /// The process that clients talked to is gone: what they asked for stays open for ever.
+    pub fn clients_lose(&mut self, host: Host) {
+        let lost: Vec<(u64, Open)> = self
+            .workload
+            .open
+            .iter()
+            .filter(|(_, o)| o.host == host)
+            .map(|(n, o)| (*n, *o))
+            .collect();
+        for (number, open) in lost {
+            self.workload.open.remove(&number);
+            if self.workload.strict {
+                self.workload.duty.push_back(open.wish);
+            }
+            let delay = self.workload.entropy.skewed(MILLIS, 500 * MILLIS);
+            self.world.after(delay, Event::Client(open.client));
+        }
+    }
+
+    /// All clients are started anew and talk to the engine on `host`: a new history.
+    pub fn restart_clients(&mut self, host: Host) {
+        self.history.lose();
+        let open = std::mem::take(&mut self.workload.open);
+        for (_, open) in open {
+            if self.workload.strict {
+                self.workload.duty.push_back(open.wish);
+            }
+            let delay = self.workload.entropy.skewed(MILLIS, 500 * MILLIS);
+            self.world.after(delay, Event::Client(open.client));
+        }
+        for attached in &mut self.workload.attached {
+            *attached = host;
+        }
+    }
+
+    /// A client moves to the active engine; what it has in flight it waits for.
+    pub fn attach(&mut self, client: usize) {
+        let active = self.supervisor.active;
+        self.workload.attached[client] = active;
+    }
+
+    /// All clients talk to the active engine from now on.
+    pub fn attach_all(&mut self) {
+        for client in 0..self.config.mix.clients {
+            self.attach(client);
+        }
+    }
+}
+
+fn check_extents(bytes: &[u8], len: u64) -> Option<String> {
+    if bytes.is_empty() || bytes.len() % 16 != 0 {
+        return Some(format!("block status of {} bytes", bytes.len()));
+    }
+    let mut sum = 0;
+    for record in bytes.chunks_exact(16) {
+        let length = u64::from_le_bytes(record[..8].try_into().unwrap_or_default());
+        if length == 0 {
+            return Some("block status with an empty record".to_string());
+        }
+        sum += length;
+    }
+    (sum > len).then(|| format!("block status covers {sum} of {len} bytes"))
+}
+
+/// Splits runs of blocks into reads that a request can hold.
+pub fn reads_of(blocks: impl Iterator<Item = u64>, blocks_max: u64) -> VecDeque<Wish> {
+    let mut wishes: VecDeque<Wish> = VecDeque::new();
+    let longest = (blocks_max * BLOCK).min(u64::from(TRANSFER_BYTES_MAX));
+    for block in blocks {
+        let offset = block * BLOCK;
+        match wishes.back_mut() {
+            Some(last) if last.offset + last.len == offset && last.len < longest => {
+                last.len += BLOCK;
+            }
+            _ => wishes.push_back(Wish {
+                op: Op::Read,
+                offset,
+                len: BLOCK,
+                fua: false,
+                no_hole: false,
+            }),
+        }
+    }
+    wishes
+}
