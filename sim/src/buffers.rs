@@ -81,7 +81,11 @@ impl SimBuffers {
 
     fn slot(&self, slice: BufSlice) -> &Slot {
         let slot = &self.slots[slice.buf.0 as usize];
-        assert!(slot.owners > 0 || slot.parting, "buffer {} is used after its release", slice.buf.0);
+        assert!(
+            slot.owners > 0 || slot.parting,
+            "buffer {} is used after its release",
+            slice.buf.0
+        );
         slot
     }
 }
@@ -103,7 +107,11 @@ impl Buffers for SimBuffers {
         slot.owners = 1;
         slot.bytes.clear();
         slot.bytes.resize(bytes as usize, JUNK);
-        Some(BufSlice { buf: BufId(index), offset: 0, len })
+        Some(BufSlice {
+            buf: BufId(index),
+            offset: 0,
+            len,
+        })
     }
 
     fn retain(&mut self, buf: BufId) {
@@ -115,7 +123,11 @@ impl Buffers for SimBuffers {
 
     fn release(&mut self, buf: BufId) {
         let slot = &mut self.slots[buf.0 as usize];
-        assert!(slot.owners > 0, "buffer {} is released once too often", buf.0);
+        assert!(
+            slot.owners > 0,
+            "buffer {} is released once too often",
+            buf.0
+        );
         slot.owners -= 1;
         if slot.owners == 0 && !slot.parting {
             slot.parting = true;
@@ -129,16 +141,24 @@ impl Buffers for SimBuffers {
 
     fn bytes_mut(&mut self, slice: BufSlice) -> &mut [u8] {
         let slot = &mut self.slots[slice.buf.0 as usize];
-        assert!(slot.owners > 0, "buffer {} is written after its release", slice.buf.0);
+        assert!(
+            slot.owners > 0,
+            "buffer {} is written after its release",
+            slice.buf.0
+        );
         &mut slot.bytes[slice.offset as usize..][..slice.len as usize]
     }
 
     fn copy(&mut self, source: BufSlice, target: BufSlice) {
-        assert_eq!(source.len, target.len, "copy between slices of different length");
+        assert_eq!(
+            source.len, target.len,
+            "copy between slices of different length"
+        );
         if source.buf == target.buf {
             let slot = &mut self.slots[source.buf.0 as usize];
             let from = source.offset as usize;
-            slot.bytes.copy_within(from..from + source.len as usize, target.offset as usize);
+            slot.bytes
+                .copy_within(from..from + source.len as usize, target.offset as usize);
             return;
         }
         let mut bytes = std::mem::take(&mut self.slots[target.buf.0 as usize].bytes);

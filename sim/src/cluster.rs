@@ -154,7 +154,9 @@ impl Cluster {
             state.backlog.push(event);
             return;
         }
-        let Some(mut node) = state.node.take() else { return };
+        let Some(mut node) = state.node.take() else {
+            return;
+        };
         let now = self.clock(host);
         let mut worked = true;
         match event {
@@ -200,7 +202,8 @@ impl Cluster {
         self.hosts[host].node = Some(node);
         if dead {
             let now = self.world.now();
-            self.story.tell(now, || format!("replica {host} dies between two stores"));
+            self.story
+                .tell(now, || format!("replica {host} dies between two stores"));
             self.kill(host);
         }
     }
@@ -209,9 +212,13 @@ impl Cluster {
     pub fn request_turn(&mut self, host: Host, node: &mut Node) {
         if !node.turn {
             node.turn = true;
-            let delay =
-                if self.entropy.chance(1, 8) { self.entropy.below(50 * MICROS) } else { 0 };
-            self.world.after(delay, Event::Node(host, node.life, NodeEvent::Turn));
+            let delay = if self.entropy.chance(1, 8) {
+                self.entropy.below(50 * MICROS)
+            } else {
+                0
+            };
+            self.world
+                .after(delay, Event::Node(host, node.life, NodeEvent::Turn));
         }
     }
 
@@ -220,7 +227,8 @@ impl Cluster {
         let at = self.hosts[host].clock.when(at).max(self.world.now() + 1);
         if node.timer_at.is_none_or(|t| t > at) {
             node.timer_at = Some(at);
-            self.world.at(at, Event::Node(host, node.life, NodeEvent::Timer));
+            self.world
+                .at(at, Event::Node(host, node.life, NodeEvent::Timer));
         }
     }
 
@@ -288,7 +296,7 @@ impl Cluster {
         self.arm(host, &mut node);
         match exits {
             None => self.put_back(host, node),
-            Some(why) => self.exited(host, node, why),
+            Some(why) => self.exited(host, node, &why),
         }
     }
 
@@ -346,7 +354,8 @@ impl Cluster {
             Effect::NeedWords(len) => self.give_words(host, node, len),
             Effect::Opened(opened) => {
                 let at = self.world.now();
-                self.story.tell(at, || format!("replica {host} open: {opened:?}"));
+                self.story
+                    .tell(at, || format!("replica {host} open: {opened:?}"));
             }
             Effect::EngineExit(_) | Effect::ReplicaExit(_) => *exits = Some(effect),
         }
@@ -355,16 +364,23 @@ impl Cluster {
     // Connections.
 
     fn schedule_transmit(&mut self, host: Host, node: &Node, line: Line, end: usize) {
-        let Some(connection) = self.network.get(line) else { return };
+        let Some(connection) = self.network.get(line) else {
+            return;
+        };
         if !std::mem::replace(&mut connection.pipes[end].transmit_scheduled, true) {
             let delay = self.entropy.below(300 * MICROS);
-            self.world.after(delay, Event::Node(host, node.life, NodeEvent::Transmit(line, end)));
+            self.world.after(
+                delay,
+                Event::Node(host, node.life, NodeEvent::Transmit(line, end)),
+            );
         }
     }
 
     /// What the process has sent is copied out of its memory, and its buffers are released.
     fn transmit(&mut self, node: &mut Node, line: Line, end: usize) {
-        let Some(connection) = self.network.get(line) else { return };
+        let Some(connection) = self.network.get(line) else {
+            return;
+        };
         let pipe = &mut connection.pipes[end];
         pipe.transmit_scheduled = false;
         let mut bytes = Vec::new();
@@ -383,18 +399,25 @@ impl Cluster {
             return;
         }
         let now = self.world.now();
-        if let Some(at) = self.network.transmit(line, end, bytes, now, &mut self.entropy) {
+        if let Some(at) = self
+            .network
+            .transmit(line, end, bytes, now, &mut self.entropy)
+        {
             self.world.at(at, Event::Arrive(line, end));
         }
     }
 
     /// The process closes: nothing more comes from it; Closed follows.
     fn close(&mut self, node: &mut Node, conn: ConnId, graceful: bool) {
-        let Some((line, end)) = node.conns.get(&conn).copied() else { return };
+        let Some((line, end)) = node.conns.get(&conn).copied() else {
+            return;
+        };
         if graceful {
             self.transmit(node, line, end);
         }
-        let Some(connection) = self.network.get(line) else { return };
+        let Some(connection) = self.network.get(line) else {
+            return;
+        };
         let state = connection.ends[end].state;
         if matches!(state, EndState::Closing | EndState::Gone) {
             return;
@@ -409,13 +432,17 @@ impl Cluster {
         let reset = !graceful && self.entropy.chance(1, 2);
         self.finish(line, end, reset);
         let delay = self.entropy.below(20 * MICROS);
-        self.world.after(delay, Event::Node(host, life, NodeEvent::Closed(line, end)));
+        self.world
+            .after(delay, Event::Node(host, life, NodeEvent::Closed(line, end)));
     }
 
     /// The other end is told that nothing more comes.
     fn finish(&mut self, line: Line, end: usize, reset: bool) {
         let now = self.world.now();
-        if let Some(at) = self.network.finish(line, end, reset, now, &mut self.entropy) {
+        if let Some(at) = self
+            .network
+            .finish(line, end, reset, now, &mut self.entropy)
+        {
             self.world.at(at, Event::Arrive(line, end));
         }
     }
@@ -425,7 +452,9 @@ impl Cluster {
         if let Some(again) = self.network.arrive(line, from, now, &mut self.entropy) {
             self.world.at(again, Event::Arrive(line, from));
         }
-        let Some(connection) = self.network.get(line) else { return };
+        let Some(connection) = self.network.get(line) else {
+            return;
+        };
         let (sender, receiver) = (&connection.ends[from], &connection.ends[1 - from]);
         let (from_host, to_host, life) = (sender.host, receiver.host, receiver.life);
         let (to_state, from_state) = (receiver.state, sender.state);
@@ -449,7 +478,9 @@ impl Cluster {
     }
 
     fn dial_arrives(&mut self, line: Line, tries: u32) {
-        let Some(connection) = self.network.get(line) else { return };
+        let Some(connection) = self.network.get(line) else {
+            return;
+        };
         if connection.ends[0].state != EndState::Dialling {
             return;
         }
@@ -457,8 +488,11 @@ impl Cluster {
         let blocked = self.network.is_cut(from, to) || self.network.is_cut(to, from);
         let delay = self.network.delay(to, &mut self.entropy);
         if blocked || !self.hosts[to].powered {
-            let event =
-                if tries < 3 { Event::Dial(line, tries + 1) } else { Event::DialEnd(line, false) };
+            let event = if tries < 3 {
+                Event::Dial(line, tries + 1)
+            } else {
+                Event::DialEnd(line, false)
+            };
             self.world.after(SECONDS, event);
             return;
         }
@@ -479,7 +513,9 @@ impl Cluster {
     }
 
     fn dial_ends(&mut self, line: Line, ok: bool) {
-        let Some(connection) = self.network.get(line) else { return };
+        let Some(connection) = self.network.get(line) else {
+            return;
+        };
         let end = &connection.ends[0];
         let (host, life, state) = (end.host, end.life, end.state);
         match (state, ok) {
@@ -500,7 +536,9 @@ impl Cluster {
     }
 
     fn opened(&mut self, node: &mut Node, line: Line, end: usize, now: Monotonic) {
-        let Some(connection) = self.network.get(line) else { return };
+        let Some(connection) = self.network.get(line) else {
+            return;
+        };
         if connection.ends[end].state != EndState::Dialling {
             return;
         }
@@ -511,7 +549,9 @@ impl Cluster {
     }
 
     fn closed(&mut self, node: &mut Node, line: Line, end: usize, now: Monotonic) {
-        let Some(connection) = self.network.get(line) else { return };
+        let Some(connection) = self.network.get(line) else {
+            return;
+        };
         let state = &mut connection.ends[end];
         if state.state == EndState::Gone {
             return;
@@ -528,7 +568,8 @@ impl Cluster {
         self.network.reap(line);
         let at = self.world.now();
         let host = node.life;
-        self.story.detail(at, || format!("closed line {line} end {end} (life {host})"));
+        self.story
+            .detail(at, || format!("closed line {line} end {end} (life {host})"));
         node.stream(now, conn, StreamEvent::Closed);
     }
 
@@ -536,7 +577,9 @@ impl Cluster {
     fn pump(&mut self, node: &mut Node, line: Line, end: usize, now: Monotonic) -> bool {
         let mut worked = false;
         loop {
-            let Some(connection) = self.network.get(line) else { return worked };
+            let Some(connection) = self.network.get(line) else {
+                return worked;
+            };
             let side = &connection.ends[end];
             if side.state != EndState::Open {
                 return worked;
@@ -560,18 +603,36 @@ impl Cluster {
     }
 
     /// One event of a stream, if there are bytes enough for it.
-    fn feed(&mut self, node: &mut Node, line: Line, end: usize, want: Want, now: Monotonic) -> bool {
-        let Some(connection) = self.network.get(line) else { return false };
+    fn feed(
+        &mut self,
+        node: &mut Node,
+        line: Line,
+        end: usize,
+        want: Want,
+        now: Monotonic,
+    ) -> bool {
+        let Some(connection) = self.network.get(line) else {
+            return false;
+        };
         let side = &mut connection.ends[end];
-        side.want = if want == Want::Pause { None } else { Some(want) };
+        side.want = if want == Want::Pause {
+            None
+        } else {
+            Some(want)
+        };
         let (conn, filled) = (side.conn, side.filled);
-        let Some(received) = self.network.received(line, end) else { return false };
+        let Some(received) = self.network.received(line, end) else {
+            return false;
+        };
         let mut head = [0u8; trilith_block::limits::HEADER_BYTES_MAX];
         let mut progress = 0;
         let complete = match want {
             Want::Pause => return false,
             Want::Header(len) => {
-                assert!((1..=head.len()).contains(&len), "want of a header of {len} bytes");
+                assert!(
+                    (1..=head.len()).contains(&len),
+                    "want of a header of {len} bytes"
+                );
                 if received.len() < len {
                     return false;
                 }
@@ -585,7 +646,9 @@ impl Cluster {
                 filled + progress == slice.len as usize
             }
             Want::Discard(len) => {
-                progress = received.len().min(usize::try_from(len).unwrap_or(usize::MAX) - filled);
+                progress = received
+                    .len()
+                    .min(usize::try_from(len).unwrap_or(usize::MAX) - filled);
                 received.drain(..progress);
                 (filled + progress) as u64 == len
             }
@@ -610,12 +673,16 @@ impl Cluster {
 
     /// The process on a host is gone at once; its kernel lives.
     pub fn kill(&mut self, host: Host) {
-        let Some(node) = self.hosts[host].node.take() else { return };
+        let Some(node) = self.hosts[host].node.take() else {
+            return;
+        };
         drop(node);
         self.hosts[host].paused = false;
         self.hosts[host].backlog.clear();
         for (line, end) in self.network.at(host) {
-            let Some(connection) = self.network.get(line) else { continue };
+            let Some(connection) = self.network.get(line) else {
+                continue;
+            };
             connection.ends[end].state = EndState::Gone;
             connection.pipes[end].outgoing.clear();
             let reset = self.entropy.chance(1, 2);
@@ -636,14 +703,19 @@ impl Cluster {
         self.hosts[host].powered = false;
         self.hosts[host].start_ticket += 1;
         for (line, end) in self.network.at(host) {
-            let Some(connection) = self.network.get(line) else { continue };
+            let Some(connection) = self.network.get(line) else {
+                continue;
+            };
             connection.ends[end].state = EndState::Gone;
             connection.pipes[end].outgoing.clear();
             let peer = &connection.ends[1 - end];
             let (host, life) = (peer.host, peer.life);
             // The peer's keepalive ends its belief some time later.
             let delay = self.entropy.range(500 * MILLIS, 20 * SECONDS);
-            self.world.after(delay, Event::Node(host, life, NodeEvent::Closed(line, 1 - end)));
+            self.world.after(
+                delay,
+                Event::Node(host, life, NodeEvent::Closed(line, 1 - end)),
+            );
         }
         let state = &mut self.hosts[host];
         if let Some(disk) = state.disk.as_mut() {
@@ -652,7 +724,9 @@ impl Cluster {
         state.words.revive();
         state.words.lose();
         state.boot = self.supervisor.new_uuid();
-        state.clock.reboot(self.world.now(), self.entropy.below(1 << 36));
+        state
+            .clock
+            .reboot(self.world.now(), self.entropy.below(1 << 36));
         self.engine_gone(host);
     }
 }

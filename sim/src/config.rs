@@ -205,6 +205,12 @@ impl Config {
         self.replicas / 2 + 1
     }
 
+    /// True when a flush may fail and lose data that a replica has acked.
+    pub fn loses_data(&self) -> bool {
+        let fails = |f: &Fault| matches!(f, Fault::WriteErrors { flush, .. } if *flush > 0);
+        self.plan.iter().any(|(_, fault)| fails(fault))
+    }
+
     /// The configuration of a seed.
     pub fn from_seed(seed: u64) -> Config {
         let mut entropy = Entropy::from_seed(seed).fork(1);
@@ -215,21 +221,41 @@ impl Config {
     pub fn draw(seed: u64, entropy: &mut Entropy) -> Config {
         let replicas = entropy.pick(&[3, 3, 3, 3, 3, 5, 1, 3]);
         let extents = entropy.range(1, 5);
-        let ragged = if entropy.chance(1, 3) { 4096 * entropy.range(1, 1023) } else { 0 };
+        let ragged = if entropy.chance(1, 3) {
+            4096 * entropy.range(1, 1023)
+        } else {
+            0
+        };
         let hosts = replicas + ENGINE_HOSTS;
         let quick = entropy.chance(1, 2);
         let timing = draw_timing(entropy, quick);
-        let safety = if quick { entropy.range(2, 8) } else { entropy.range(8, 30) } * SECONDS;
+        let safety = if quick {
+            entropy.range(2, 8)
+        } else {
+            entropy.range(8, 30)
+        } * SECONDS;
         let mix = draw_mix(entropy, safety);
         let character = Character {
             delay_min: entropy.range(5, 50) * MICROS,
             delay_max: entropy.range(60, 2000) * MICROS,
-            spike: if entropy.chance(1, 2) { entropy.below(16) } else { 0 },
-            split: if entropy.chance(1, 2) { entropy.below(64) } else { 0 },
+            spike: if entropy.chance(1, 2) {
+                entropy.below(16)
+            } else {
+                0
+            },
+            split: if entropy.chance(1, 2) {
+                entropy.below(64)
+            } else {
+                0
+            },
         };
         let skewed = entropy.chance(1, 2);
         let skew = |entropy: &mut Entropy| {
-            if skewed { entropy.below(19_001) as i64 - 9_500 } else { 0 }
+            if skewed {
+                entropy.below(19_001).cast_signed() - 9_500
+            } else {
+                0
+            }
         };
         let mut config = Config {
             seed,
@@ -331,7 +357,11 @@ fn draw_mix(entropy: &mut Entropy, safety: Nanos) -> Mix {
     let share = safety * clients as u64 / requests_max;
     let mut weights = [8, 8, 1, 1, 1, 1];
     for weight in &mut weights[2..] {
-        *weight = if entropy.chance(1, 2) { entropy.below(4) } else { 0 };
+        *weight = if entropy.chance(1, 2) {
+            entropy.below(4)
+        } else {
+            0
+        };
     }
     weights[0] = entropy.range(2, 10);
     weights[1] = entropy.range(2, 10);
@@ -340,9 +370,21 @@ fn draw_mix(entropy: &mut Entropy, safety: Nanos) -> Mix {
         requests_max,
         think_max: share * 3,
         weights,
-        fua: if entropy.chance(1, 2) { entropy.below(64) } else { 0 },
-        unaligned: if entropy.chance(1, 2) { entropy.below(128) } else { 0 },
-        long: if entropy.chance(1, 2) { entropy.below(24) } else { 0 },
+        fua: if entropy.chance(1, 2) {
+            entropy.below(64)
+        } else {
+            0
+        },
+        unaligned: if entropy.chance(1, 2) {
+            entropy.below(128)
+        } else {
+            0
+        },
+        long: if entropy.chance(1, 2) {
+            entropy.below(24)
+        } else {
+            0
+        },
         places: entropy.range(1, 12),
     }
 }
@@ -351,7 +393,11 @@ fn draw_mix(entropy: &mut Entropy, safety: Nanos) -> Mix {
 fn draw_kinds(entropy: &mut Entropy, replicas: usize) -> [u64; 14] {
     let mut kinds = [0; 14];
     for kind in &mut kinds {
-        *kind = if entropy.chance(1, 2) { entropy.range(1, 4) } else { 0 };
+        *kind = if entropy.chance(1, 2) {
+            entropy.range(1, 4)
+        } else {
+            0
+        };
     }
     if replicas == 1 {
         kinds[11] = 0; // With one disk, a write error is the end.
@@ -386,7 +432,13 @@ fn draw_plan(entropy: &mut Entropy, config: &Config, quick: bool) -> Vec<(Nanos,
 }
 
 fn draw_cut(entropy: &mut Entropy) -> Cut {
-    entropy.pick(&[Cut::LoseAll, Cut::KeepAll, Cut::Pages, Cut::Sectors, Cut::Sectors])
+    entropy.pick(&[
+        Cut::LoseAll,
+        Cut::KeepAll,
+        Cut::Pages,
+        Cut::Sectors,
+        Cut::Sectors,
+    ])
 }
 
 fn draw_fault(
@@ -408,7 +460,11 @@ fn draw_fault(
         },
         1 => {
             let host = entropy.index(replicas);
-            Fault::PowerLoss { hosts: vec![(host, span)], cut: draw_cut(entropy), engine: false }
+            Fault::PowerLoss {
+                hosts: vec![(host, span)],
+                cut: draw_cut(entropy),
+                engine: false,
+            }
         }
         2 => {
             let all = entropy.chance(1, 2);
@@ -418,7 +474,11 @@ fn draw_fault(
                 .into_iter()
                 .map(|host| (host, entropy.skewed(MILLIS, 6 * unit)))
                 .collect();
-            Fault::PowerLoss { hosts, cut: draw_cut(entropy), engine: entropy.chance(1, 2) }
+            Fault::PowerLoss {
+                hosts,
+                cut: draw_cut(entropy),
+                engine: entropy.chance(1, 2),
+            }
         }
         3 => Fault::EngineCrash {
             down: entropy.skewed(MICROS, 5 * unit),
@@ -436,18 +496,43 @@ fn draw_fault(
             breaks: entropy.chance(1, 2),
         },
         6 => Fault::Reset { a: engine, b: host },
-        7 => Fault::Lag { host, delay: entropy.skewed(MILLIS, unit / 2), span },
-        8 => Fault::TakeOver { kill: entropy.chance(1, 3) },
-        9 => Fault::Handover { seal: entropy.chance(1, 2), replicas: entropy.chance(1, 2) },
+        7 => Fault::Lag {
+            host,
+            delay: entropy.skewed(MILLIS, unit / 2),
+            span,
+        },
+        8 => Fault::TakeOver {
+            kill: entropy.chance(1, 3),
+        },
+        9 => Fault::Handover {
+            seal: entropy.chance(1, 2),
+            replicas: entropy.chance(1, 2),
+        },
         10 => {
-            let factor = if entropy.chance(1, 4) { 0 } else { entropy.range(2, 300) };
+            let factor = if entropy.chance(1, 4) {
+                0
+            } else {
+                entropy.range(2, 300)
+            };
             Fault::SlowDisk { host, factor, span }
         }
-        11 => Fault::ReadErrors { host: *weak.first()?, chance: entropy.range(100, 20_000), span },
+        11 => Fault::ReadErrors {
+            host: *weak.first()?,
+            chance: entropy.range(100, 20_000),
+            span,
+        },
         12 => Fault::WriteErrors {
             host: *weak.first()?,
-            write: if entropy.chance(1, 2) { entropy.range(100, 10_000) } else { 0 },
-            flush: if entropy.chance(1, 2) { entropy.range(100, 10_000) } else { 0 },
+            write: if entropy.chance(1, 2) {
+                entropy.range(100, 10_000)
+            } else {
+                0
+            },
+            flush: if entropy.chance(1, 2) {
+                entropy.range(100, 10_000)
+            } else {
+                0
+            },
             span,
         },
         _ => Fault::Full { host, span },

@@ -208,7 +208,10 @@ fn page_value(bytes: &[u8]) -> Value {
 impl Disk {
     /// A disk of zeroes. `sector` is 512 or 4096.
     pub fn new(meta_bytes: u64, data_bytes: u64, sector: usize, volatile_cache: bool) -> Disk {
-        assert!(sector == SECTOR || sector == PAGE, "sector of {sector} bytes");
+        assert!(
+            sector == SECTOR || sector == PAGE,
+            "sector of {sector} bytes"
+        );
         let image = |bytes: u64| Image {
             pages: vec![Page::default(); bytes.div_ceil(PAGE as u64) as usize],
             loose: Vec::new(),
@@ -228,7 +231,13 @@ impl Disk {
 
     /// Starts an operation.
     pub fn submit(&mut self, id: u64, operation: Operation) {
-        let old = self.flights.insert(id, Flight { operation, submitted: self.completions });
+        let old = self.flights.insert(
+            id,
+            Flight {
+                operation,
+                submitted: self.completions,
+            },
+        );
         assert!(old.is_none(), "disk operation {id} is in flight twice");
     }
 
@@ -279,7 +288,12 @@ impl Disk {
                 self.peek(file, offset, &mut out);
                 Done::Ok(out)
             }
-            Operation::Write { file, offset, bytes, dsync } => {
+            Operation::Write {
+                file,
+                offset,
+                bytes,
+                dsync,
+            } => {
                 if file == File::Data && !self.room_for(offset, bytes.len() as u64) {
                     return Done::NoSpace;
                 }
@@ -300,7 +314,12 @@ impl Disk {
                 }
                 Done::Ok(Vec::new())
             }
-            Operation::Zero { file, offset, len, keep } => {
+            Operation::Zero {
+                file,
+                offset,
+                len,
+                keep,
+            } => {
                 if keep && !self.room_for(offset, len) {
                     return Done::NoSpace;
                 }
@@ -316,7 +335,11 @@ impl Disk {
                         self.set_allocated(file, page, false);
                     }
                 }
-                if fails { Done::Error } else { Done::Ok(Vec::new()) }
+                if fails {
+                    Done::Error
+                } else {
+                    Done::Ok(Vec::new())
+                }
             }
             Operation::Allocate { file, offset, len } => {
                 if !self.room_for(offset, len) {
@@ -345,9 +368,15 @@ impl Disk {
         let image = &mut self.images[index(File::Data)];
         let range = pages_of(offset, len);
         let end = range.end.min(image.pages.len());
-        let missing = image.pages[range.start.min(end)..end].iter().filter(|p| !p.allocated).count();
+        let missing = image.pages[range.start.min(end)..end]
+            .iter()
+            .filter(|p| !p.allocated)
+            .count();
         missing == 0
-            || self.faults.room.is_none_or(|room| image.allocated + missing as u64 <= room)
+            || self
+                .faults
+                .room
+                .is_none_or(|room| image.allocated + missing as u64 <= room)
     }
 
     fn set_allocated(&mut self, file: File, page: usize, allocated: bool) {
@@ -392,9 +421,17 @@ impl Disk {
         let pages = &mut image.pages;
         image.loose.retain(|page| {
             let slot = &mut pages[*page as usize];
-            let count = slot.volatile.iter().take_while(|v| v.completed <= before).count();
+            let count = slot
+                .volatile
+                .iter()
+                .take_while(|v| v.completed <= before)
+                .count();
             if count > 0 {
-                slot.durable = slot.volatile.drain(..count).next_back().and_then(|v| v.value);
+                slot.durable = slot
+                    .volatile
+                    .drain(..count)
+                    .next_back()
+                    .and_then(|v| v.value);
             }
             slot.loose = !slot.volatile.is_empty();
             slot.loose
@@ -427,7 +464,12 @@ impl Disk {
         for flight in std::mem::take(&mut self.flights).into_values() {
             self.completions += 1;
             match flight.operation {
-                Operation::Write { file, offset, bytes, .. } if cut != Cut::LoseAll => {
+                Operation::Write {
+                    file,
+                    offset,
+                    bytes,
+                    ..
+                } if cut != Cut::LoseAll => {
                     let first = pages_of(offset, bytes.len() as u64).start;
                     for (i, part) in bytes.chunks_exact(PAGE).enumerate() {
                         // Inside the volatile list it is one more value that may be there or not.
@@ -435,7 +477,9 @@ impl Disk {
                         self.put_volatile(file, first + i, page_value(part));
                     }
                 }
-                Operation::Zero { file, offset, len, .. } if cut != Cut::LoseAll => {
+                Operation::Zero {
+                    file, offset, len, ..
+                } if cut != Cut::LoseAll => {
                     for page in pages_of(offset, len) {
                         if entropy.chance(1, 2) && page < self.page_count(file) {
                             self.put_volatile(file, page, None);
@@ -485,10 +529,28 @@ impl Disk {
         }
     }
 
+    /// The first word of a page of the data file: as read now, or as it is on stable media.
+    pub fn first_word(&self, page: usize, stable: bool) -> u64 {
+        let Some(page) = self.images[1].pages.get(page) else {
+            return 0;
+        };
+        let value = if stable {
+            &page.durable
+        } else {
+            page.current()
+        };
+        value.as_ref().map_or(0, |bytes| {
+            bytes[..8].try_into().map_or(0, u64::from_le_bytes)
+        })
+    }
+
     /// True when both disks read the same in one page of the data file.
     pub fn same_page(&self, other: &Disk, page: usize) -> bool {
         let value = |disk: &Disk| {
-            disk.images[1].pages.get(page).and_then(|p| p.current().as_ref().cloned())
+            disk.images[1]
+                .pages
+                .get(page)
+                .and_then(|p| p.current().as_ref().cloned())
         };
         match (value(self), value(other)) {
             (None, None) => true,

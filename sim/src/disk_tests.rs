@@ -111,9 +111,15 @@ fn a_failed_flush_loses_data_and_the_next_one_succeeds() {
         run(&mut disk, 1, write(0, 7, 1, false), &mut entropy);
         disk.faults.flush_error = 65536;
         let flush = Operation::Flush { file: File::Data };
-        assert_eq!(run(&mut disk, 2, flush.clone(), &mut entropy), Some(Done::Error));
+        assert_eq!(
+            run(&mut disk, 2, flush.clone(), &mut entropy),
+            Some(Done::Error)
+        );
         disk.faults.flush_error = 0;
-        assert_eq!(run(&mut disk, 3, flush, &mut entropy), Some(Done::Ok(Vec::new())));
+        assert_eq!(
+            run(&mut disk, 3, flush, &mut entropy),
+            Some(Done::Ok(Vec::new()))
+        );
         lost += u32::from(first_bytes(&disk, 0)[0] == 0);
     }
     assert!((50..150).contains(&lost), "{lost} of 200 lost");
@@ -125,10 +131,18 @@ fn a_full_disk_refuses_new_pages_and_takes_old_ones() {
     let mut disk = disk(512);
     run(&mut disk, 1, write(0, 1, 1, false), &mut entropy);
     disk.faults.room = Some(1);
-    assert_eq!(run(&mut disk, 2, write(1, 2, 1, false), &mut entropy), Some(Done::NoSpace));
+    assert_eq!(
+        run(&mut disk, 2, write(1, 2, 1, false), &mut entropy),
+        Some(Done::NoSpace)
+    );
     let again = run(&mut disk, 3, write(0, 3, 1, false), &mut entropy);
     assert_eq!(again, Some(Done::Ok(Vec::new())));
-    let punch = Operation::Zero { file: File::Data, offset: 0, len: PAGE as u64, keep: false };
+    let punch = Operation::Zero {
+        file: File::Data,
+        offset: 0,
+        len: PAGE as u64,
+        keep: false,
+    };
     run(&mut disk, 4, punch, &mut entropy);
     assert_eq!(disk.allocated(), 0);
     let fits = run(&mut disk, 5, write(1, 2, 1, false), &mut entropy);

@@ -33,21 +33,28 @@ pub fn mix(value: u64) -> u64 {
 impl Entropy {
     /// An endless source made from a seed.
     pub fn from_seed(seed: u64) -> Entropy {
-        Entropy { source: Source::Seed(mix(seed ^ 0x7472_696c_6974_6821)), draws: 0 }
+        Entropy {
+            source: Source::Seed(mix(seed ^ 0x7472_696c_6974_6821)),
+            draws: 0,
+        }
     }
 
     /// A source that is used up after `bytes`.
     pub fn from_bytes(bytes: Vec<u8>) -> Entropy {
-        Entropy { source: Source::Bytes { bytes, at: 0 }, draws: 0 }
+        Entropy {
+            source: Source::Bytes { bytes, at: 0 },
+            draws: 0,
+        }
     }
 
     /// A source of its own that does not share draws with this one (streams of choices that must
     /// not shift when another stream changes).
     pub fn fork(&mut self, label: u64) -> Entropy {
         match &mut self.source {
-            Source::Seed(state) => {
-                Entropy { source: Source::Seed(mix(splitmix(state) ^ label)), draws: 0 }
-            }
+            Source::Seed(state) => Entropy {
+                source: Source::Seed(mix(splitmix(state) ^ label)),
+                draws: 0,
+            },
             Source::Bytes { bytes, at } => {
                 let rest = bytes.len().saturating_sub(*at);
                 let end = bytes.len() - rest / 2;

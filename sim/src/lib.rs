@@ -15,6 +15,7 @@
 #![allow(
     clippy::cast_possible_truncation,
     clippy::expect_used,
+    clippy::missing_panics_doc,
     reason = "geometries are tiny, and a broken expectation of the simulator ends a run loudly"
 )]
 
@@ -28,6 +29,7 @@ pub mod limits;
 pub mod network;
 pub mod process;
 pub mod run;
+pub mod shrink;
 pub mod storage;
 pub mod story;
 pub mod supervisor;

@@ -1,5 +1,5 @@
-//! `trilith-sim --seeds N [--from S] [--jobs J]` runs seeds; `--seed S [--trace]` tells the story of
-//! one. Exit code 1: a seed failed.
+//! `trilith-sim --seeds N [--from S] [--jobs J]` runs seeds; `--seed S [--trace] [--shrink]` tells
+//! the story of one, made as short as it goes. Exit code 1: a seed failed.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -8,10 +8,13 @@
 )]
 
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
-use trilith_sim::run::{Report, run_seed};
+use trilith_sim::config::Config;
+use trilith_sim::entropy::Entropy;
+use trilith_sim::run::{Report, run, run_seed};
+use trilith_sim::shrink::shrink;
 use trilith_sim::story::Detail;
 
 struct Arguments {
@@ -19,13 +22,21 @@ struct Arguments {
     from: u64,
     seed: Option<u64>,
     trace: bool,
+    shrink: bool,
     jobs: u64,
     failures_max: usize,
 }
 
 fn arguments() -> Result<Arguments, String> {
-    let mut parsed =
-        Arguments { seeds: 1000, from: 0, seed: None, trace: false, jobs: 1, failures_max: 20 };
+    let mut parsed = Arguments {
+        seeds: 1000,
+        from: 0,
+        seed: None,
+        trace: false,
+        shrink: false,
+        jobs: 1,
+        failures_max: 20,
+    };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut number = || -> Result<u64, String> {
@@ -39,6 +50,7 @@ fn arguments() -> Result<Arguments, String> {
             "--jobs" => parsed.jobs = number()?.clamp(1, 64),
             "--failures" => parsed.failures_max = usize::try_from(number()?).unwrap_or(usize::MAX),
             "--trace" => parsed.trace = true,
+            "--shrink" => parsed.shrink = true,
             _ => return Err(format!("unknown argument {word}")),
         }
     }
@@ -61,15 +73,23 @@ fn main() -> ExitCode {
         }
     }));
     match arguments.seed {
-        Some(seed) => one(seed, arguments.trace),
+        Some(seed) => one(seed, &arguments),
         None => many(&arguments),
     }
 }
 
-fn one(seed: u64, trace: bool) -> ExitCode {
-    let detail = if trace { Detail::Frames } else { Detail::Events };
-    println!("{:#?}", trilith_sim::config::Config::from_seed(seed));
-    let report = run_seed(seed, detail);
+fn one(seed: u64, arguments: &Arguments) -> ExitCode {
+    let detail = if arguments.trace {
+        Detail::Frames
+    } else {
+        Detail::Events
+    };
+    let mut config = Config::from_seed(seed);
+    if arguments.shrink {
+        config = shrink(&config).0;
+    }
+    println!("{config:#?}");
+    let report = run(config, Entropy::from_seed(seed).fork(2), detail);
     println!("{}", report.story);
     println!(
         "seed {seed}: {} events, {:.1} s, requests {:?}, hash {:016x}",
@@ -150,7 +170,9 @@ fn many(arguments: &Arguments) -> ExitCode {
             });
         }
     });
-    let Ok(total) = total.into_inner() else { return ExitCode::FAILURE };
+    let Ok(total) = total.into_inner() else {
+        return ExitCode::FAILURE;
+    };
     let seconds = begun.elapsed().as_secs_f64();
     println!(
         "{} seeds, {} failed; {} events in {seconds:.1} s = {:.0} events/s; {:.2} simulated hours",
@@ -175,5 +197,9 @@ fn many(arguments: &Arguments) -> ExitCode {
     if let Some((seed, _)) = total.failures.first() {
         println!("replay: cargo run --profile sim -p trilith-sim -- --seed {seed} --trace");
     }
-    if total.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if total.failures.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

@@ -97,7 +97,12 @@ pub struct Character {
 
 impl Default for Character {
     fn default() -> Character {
-        Character { delay_min: 20 * MICROS, delay_max: 200 * MICROS, spike: 0, split: 0 }
+        Character {
+            delay_min: 20 * MICROS,
+            delay_max: 200 * MICROS,
+            spike: 0,
+            split: 0,
+        }
     }
 }
 
@@ -151,7 +156,13 @@ impl Network {
             filled: 0,
         };
         let ends = [end(from, life, conn), end(to, 0, ConnId(0))];
-        self.lines.insert(line, Connection { ends, pipes: Default::default() });
+        self.lines.insert(
+            line,
+            Connection {
+                ends,
+                pipes: Default::default(),
+            },
+        );
         line
     }
 
@@ -193,7 +204,11 @@ impl Network {
     /// Adds or lifts a cut of one direction. Cuts are counted.
     pub fn set_cut(&mut self, from: Host, to: Host, on: bool) {
         let count = &mut self.cut[from][to];
-        *count = if on { *count + 1 } else { count.saturating_sub(1) };
+        *count = if on {
+            *count + 1
+        } else {
+            count.saturating_sub(1)
+        };
     }
 
     /// Lifts all cuts.
@@ -209,7 +224,12 @@ impl Network {
 
     /// A one-way delay.
     pub fn delay(&self, from: Host, entropy: &mut Entropy) -> Nanos {
-        let Character { delay_min, delay_max, spike, .. } = self.character;
+        let Character {
+            delay_min,
+            delay_max,
+            spike,
+            ..
+        } = self.character;
         let mut delay = entropy.range(delay_min, delay_max);
         if entropy.chance(spike, 256) {
             delay *= 1 + entropy.below(100);
@@ -289,7 +309,10 @@ impl Network {
             pipe.flight.pop_front();
         }
         let count = pipe.received.len();
-        assert!(count <= RECEIVED_BYTES_MAX, "{count} bytes wait in a socket: no back-pressure");
+        assert!(
+            count <= RECEIVED_BYTES_MAX,
+            "{count} bytes wait in a socket: no back-pressure"
+        );
         None
     }
 
@@ -300,10 +323,14 @@ impl Network {
 
     /// Whether end `to` has reached the end of its stream.
     pub fn arrival(&mut self, line: Line, to: usize, now: Nanos) -> Arrival {
-        let Some(connection) = self.lines.get_mut(&line) else { return Arrival::More };
+        let Some(connection) = self.lines.get_mut(&line) else {
+            return Arrival::More;
+        };
         let (a, b) = (connection.ends[1 - to].host, connection.ends[to].host);
         let pipe = &mut connection.pipes[1 - to];
-        let Some(reset) = pipe.end else { return Arrival::More };
+        let Some(reset) = pipe.end else {
+            return Arrival::More;
+        };
         if pipe.end_at > now || self.cut[a][b] > 0 {
             return Arrival::More;
         }
@@ -323,7 +350,11 @@ mod tests {
     fn bytes_keep_their_order_over_splits_and_cuts() {
         for seed in 0..200 {
             let mut entropy = Entropy::from_seed(seed);
-            let character = Character { split: 128, spike: 64, ..Character::default() };
+            let character = Character {
+                split: 128,
+                spike: 64,
+                ..Character::default()
+            };
             let mut network = Network::new(2, character);
             let line = network.dial(0, 1, ConnId(1), 1);
             let mut now = 0;
@@ -344,7 +375,7 @@ mod tests {
                 found.extend(network.received(line, 1).unwrap().drain(..));
             }
             network.heal();
-            assert_eq!(network.finish(line, 0, false, now, &mut entropy).is_some(), true);
+            assert!(network.finish(line, 0, false, now, &mut entropy).is_some());
             for _ in 0..1000 {
                 now += MILLIS;
                 network.arrive(line, 0, now, &mut entropy);

@@ -277,16 +277,15 @@ impl Node {
     }
 }
 
-fn engine_effect(
-    action: trilith_engine::Action,
-    out: &Actions<trilith_engine::Action>,
-) -> Effect {
+fn engine_effect(action: trilith_engine::Action, out: &Actions<trilith_engine::Action>) -> Effect {
     use trilith_engine::Action;
     match action {
         Action::Dial { member } => Effect::Dial(member),
-        Action::Send { conn, head, payload } => {
-            Effect::Send(conn, out.get(head).to_vec(), payload)
-        }
+        Action::Send {
+            conn,
+            head,
+            payload,
+        } => Effect::Send(conn, out.get(head).to_vec(), payload),
         Action::Close { conn } => Effect::Close(conn, false),
         Action::Complete(completion) => Effect::Complete(completion),
         Action::ModeChanged(mode) => Effect::Mode(mode),
@@ -300,9 +299,11 @@ fn replica_effect(
 ) -> Effect {
     use trilith_replica::Action;
     match *action {
-        Action::Send { conn, head, payload } => {
-            Effect::Send(conn, out.get(head).to_vec(), payload)
-        }
+        Action::Send {
+            conn,
+            head,
+            payload,
+        } => Effect::Send(conn, out.get(head).to_vec(), payload),
         Action::Close { conn } => Effect::Close(conn, true),
         Action::Disk(tag, op) => Effect::Disk(tag, op),
         Action::NeedWords { len, .. } => Effect::NeedWords(len),

@@ -89,7 +89,11 @@ pub struct Report {
 
 /// Runs a seed.
 pub fn run_seed(seed: u64, detail: Detail) -> Report {
-    run(Config::from_seed(seed), Entropy::from_seed(seed).fork(2), detail)
+    run(
+        Config::from_seed(seed),
+        Entropy::from_seed(seed).fork(2),
+        detail,
+    )
 }
 
 /// Runs a configuration.
@@ -125,10 +129,18 @@ fn host_state(config: &Config, host: Host, supervisor: &mut Supervisor) -> HostS
     let peers = config.replicas;
     let disk = replica.then(|| {
         let layout = Layout::new(&config.geometry, config.capacity, peers, false);
-        Disk::new(layout.meta_bytes, config.capacity, config.sector, config.volatile_cache)
+        Disk::new(
+            layout.meta_bytes,
+            config.capacity,
+            config.sector,
+            config.volatile_cache,
+        )
     });
     HostState {
-        clock: Clock { offset: 1 << 40, ppm: config.skew_ppm[host] },
+        clock: Clock {
+            offset: 1 << 40,
+            ppm: config.skew_ppm[host],
+        },
         boot: supervisor.new_uuid(),
         lives: 0,
         disk,
@@ -146,7 +158,9 @@ impl Cluster {
     /// A cluster of formatted replicas that nobody has started.
     pub fn new(config: Config, mut entropy: Entropy, detail: Detail) -> Cluster {
         let mut supervisor = Supervisor::new(entropy.fork(3), config.replicas);
-        let hosts = (0..config.hosts()).map(|h| host_state(&config, h, &mut supervisor)).collect();
+        let hosts = (0..config.hosts())
+            .map(|h| host_state(&config, h, &mut supervisor))
+            .collect();
         let mut cluster = Cluster {
             world: World::new(),
             network: Network::new(config.hosts(), config.character),
@@ -157,7 +171,11 @@ impl Cluster {
             story: Story::new(detail),
             failure: None,
             next_operation: 1,
-            healing: Healing { phase: Phase::Safety, since: 0, gone: Vec::new() },
+            healing: Healing {
+                phase: Phase::Safety,
+                since: 0,
+                gone: Vec::new(),
+            },
             entropy,
             config,
         };
@@ -188,7 +206,7 @@ impl Cluster {
         self.world.after(SECONDS / 2, Event::Supervise);
         self.world.at(self.config.safety, Event::Heal);
         while self.failure.is_none() && self.healing.phase != Phase::Done {
-            let Some(event) = self.world.next() else {
+            let Some(event) = self.world.pop() else {
                 return self.fail("nothing happens any more".to_string());
             };
             self.handle(event);
@@ -199,11 +217,11 @@ impl Cluster {
                 self.heal();
             }
         }
-        if self.failure.is_none() {
-            if let Err(fault) = self.history.check() {
-                let story = self.story_of(fault.offset);
-                self.fail(format!("{fault:?}\n{story}"));
-            }
+        if self.failure.is_none()
+            && let Err(fault) = self.history.check()
+        {
+            let story = self.story_of(fault.offset);
+            self.fail(format!("{fault:?}\n{story}"));
         }
     }
 
@@ -212,7 +230,9 @@ impl Cluster {
         let mut text = String::new();
         for (number, found) in self.history.story_of(offset) {
             let entry = self.history.entries()[number as usize];
-            let end = entry.responded.map_or("never".to_string(), |r| r.to_string());
+            let end = entry
+                .responded
+                .map_or("never".to_string(), |r| r.to_string());
             let found = found.map_or(String::new(), |f| format!(" finds #{f}"));
             let fua = if entry.fua { " fua" } else { "" };
             text.push_str(&format!(
@@ -223,7 +243,10 @@ impl Cluster {
         for (number, entry) in self.history.entries().iter().enumerate() {
             if entry.action == Action::Flush && entry.responded.is_some() {
                 let end = entry.responded.unwrap_or(0);
-                text.push_str(&format!("  #{number} Flush from {} to {end}\n", entry.invoked));
+                text.push_str(&format!(
+                    "  #{number} Flush from {} to {end}\n",
+                    entry.invoked
+                ));
             }
         }
         text
@@ -273,7 +296,8 @@ impl Cluster {
 
     fn bury(&mut self, host: Host) {
         let now = self.world.now();
-        self.story.tell(now, || format!("replica {host} is gone for good"));
+        self.story
+            .tell(now, || format!("replica {host} is gone for good"));
         if self.hosts[host].node.is_some() {
             self.kill(host);
         }
@@ -380,7 +404,10 @@ impl Cluster {
                     ));
                 }
             }
-            self.fail(format!("I22: phase {phase:?} for {} s: {about}\n open:{open}", waited / SECONDS));
+            self.fail(format!(
+                "I22: phase {phase:?} for {} s: {about}\n open:{open}",
+                waited / SECONDS
+            ));
         }
     }
 
@@ -398,9 +425,18 @@ impl Cluster {
                     no_hole: false,
                 });
             }
-            let flush = Wish { op: Op::Flush, offset: 0, len: 0, fua: false, no_hole: false };
+            let flush = Wish {
+                op: Op::Flush,
+                offset: 0,
+                len: 0,
+                fua: false,
+                no_hole: false,
+            };
             duty.push_back(flush);
-            duty.extend(reads_of(blocks.iter().copied(), self.config.transfer_blocks_max));
+            duty.extend(reads_of(
+                blocks.iter().copied(),
+                self.config.transfer_blocks_max,
+            ));
         }
         self.workload.duty = duty;
         for client in 0..self.config.mix.clients {
@@ -410,15 +446,22 @@ impl Cluster {
 
     /// I21: all replicas hold the same bytes.
     fn compare(&mut self) {
-        let disks: Vec<&Disk> =
-            self.hosts[..self.config.replicas].iter().filter_map(|h| h.disk.as_ref()).collect();
-        let pages = disks.iter().map(|d| d.page_count(File::Data)).max().unwrap_or(0);
+        let disks: Vec<&Disk> = self.hosts[..self.config.replicas]
+            .iter()
+            .filter_map(|h| h.disk.as_ref())
+            .collect();
+        let pages = disks
+            .iter()
+            .map(|d| d.page_count(File::Data))
+            .max()
+            .unwrap_or(0);
         let pages = pages.min((self.config.capacity / 4096) as usize);
         for (host, disk) in disks.iter().enumerate().skip(1) {
             if let Some(page) = (0..pages).find(|p| !disks[0].same_page(disk, *p)) {
                 let story = self.story_of(page as u64 * 4096);
-                return self
-                    .fail(format!("I21: replicas 0 and {host} differ in block {page}\n{story}"));
+                return self.fail(format!(
+                    "I21: replicas 0 and {host} differ in block {page}\n{story}"
+                ));
             }
         }
     }
@@ -431,7 +474,9 @@ impl Cluster {
                 let used = node.arena.used();
                 if used > crate::limits::IDLE_BYTES_MAX {
                     let live = node.arena.live();
-                    return self.fail(format!("host {host} is idle and holds {used} bytes: {live:?}"));
+                    return self.fail(format!(
+                        "host {host} is idle and holds {used} bytes: {live:?}"
+                    ));
                 }
             }
         }

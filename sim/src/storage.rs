@@ -37,23 +37,43 @@ fn file(role: FileRole) -> File {
 /// The operation for the disk model; a write's bytes are taken from `arena`.
 fn operation(op: &DiskOp, arena: &SimBuffers) -> Operation {
     match *op {
-        DiskOp::Read { role, offset, buf } => {
-            Operation::Read { file: file(role), offset, len: u64::from(buf.len) }
-        }
-        DiskOp::Write { role, offset, buf, dsync } => {
+        DiskOp::Read { role, offset, buf } => Operation::Read {
+            file: file(role),
+            offset,
+            len: u64::from(buf.len),
+        },
+        DiskOp::Write {
+            role,
+            offset,
+            buf,
+            dsync,
+        } => {
             let bytes = Rc::new(arena.bytes(buf).to_vec());
-            Operation::Write { file: file(role), offset, bytes, dsync }
+            Operation::Write {
+                file: file(role),
+                offset,
+                bytes,
+                dsync,
+            }
         }
         DiskOp::Flush { role } => Operation::Flush { file: file(role) },
-        DiskOp::Allocate { role, offset, len } => {
-            Operation::Allocate { file: file(role), offset, len }
-        }
-        DiskOp::PunchHole { role, offset, len } => {
-            Operation::Zero { file: file(role), offset, len, keep: false }
-        }
-        DiskOp::ZeroRange { role, offset, len } => {
-            Operation::Zero { file: file(role), offset, len, keep: true }
-        }
+        DiskOp::Allocate { role, offset, len } => Operation::Allocate {
+            file: file(role),
+            offset,
+            len,
+        },
+        DiskOp::PunchHole { role, offset, len } => Operation::Zero {
+            file: file(role),
+            offset,
+            len,
+            keep: false,
+        },
+        DiskOp::ZeroRange { role, offset, len } => Operation::Zero {
+            file: file(role),
+            offset,
+            len,
+            keep: true,
+        },
     }
 }
 
@@ -132,7 +152,11 @@ impl Cluster {
         }
         state.lives += 1;
         let life = state.lives;
-        let open = OpenParams { boot: state.boot, allocate: true, allocate_ahead: 0 };
+        let open = OpenParams {
+            boot: state.boot,
+            allocate: true,
+            allocate_ahead: 0,
+        };
         let mut config = Config::new(
             self.supervisor.volume,
             self.supervisor.secret,
@@ -141,15 +165,19 @@ impl Cluster {
         );
         config.lease = self.config.timing.lease;
         config.credit_bytes = self.config.credit_bytes;
-        let program =
-            ReplicaProgram { machine: Replica::new(config), out: Actions::new() };
+        let program = ReplicaProgram {
+            machine: Replica::new(config),
+            out: Actions::new(),
+        };
         let arena = SimBuffers::new(self.config.replica_arena);
         let mut node = Node::new(life, Program::Replica(Box::new(program)), arena);
         let clock = self.clock(host);
         if let Some(p) = node.replica_and_arena() {
-            p.0.machine.step(clock, trilith_replica::Event::Start, p.1, &mut p.0.out);
+            p.0.machine
+                .step(clock, trilith_replica::Event::Start, p.1, &mut p.0.out);
         }
-        self.story.tell(now, || format!("replica {host} starts (life {life})"));
+        self.story
+            .tell(now, || format!("replica {host} starts (life {life})"));
         self.tell_space(host, &mut node);
         self.request_turn(host, &mut node);
         self.hosts[host].node = Some(node);
@@ -158,8 +186,13 @@ impl Cluster {
     /// What the file system has left, as the driver tells it now and then.
     fn tell_space(&mut self, host: Host, node: &mut Node) {
         let clock = self.clock(host);
-        let Some(disk) = &self.hosts[host].disk else { return };
-        let room = disk.faults.room.unwrap_or(self.config.capacity / 4096 + 4096);
+        let Some(disk) = &self.hosts[host].disk else {
+            return;
+        };
+        let room = disk
+            .faults
+            .room
+            .unwrap_or(self.config.capacity / 4096 + 4096);
         let free_bytes = room.saturating_sub(disk.allocated()) * 4096 + EXTENT_BYTES;
         if let Some(p) = node.replica_and_arena() {
             let event = trilith_replica::Event::Space { free_bytes };
@@ -192,7 +225,9 @@ impl Cluster {
         };
         let is_read = matches!(operation, Operation::Read { .. });
         let flush = matches!(operation, Operation::Flush { .. });
-        let Some(disk) = self.hosts[host].disk.as_mut() else { return };
+        let Some(disk) = self.hosts[host].disk.as_mut() else {
+            return;
+        };
         disk.submit(number, operation);
         let slow = disk.faults.slow.max(1);
         let base = self.config.disk_delay;
@@ -203,25 +238,41 @@ impl Cluster {
         if self.entropy.chance(1, 256) {
             delay *= 1 + self.entropy.below(50);
         }
-        node.disk.insert(number, DiskFlight { tag, buffer: buffer_of(&op), is_read, written });
+        node.disk.insert(
+            number,
+            DiskFlight {
+                tag,
+                buffer: buffer_of(&op),
+                is_read,
+                written,
+            },
+        );
         self.world.after(delay, Event::Disk(host, number));
     }
 
     /// A disk operation ends, whoever asked for it.
     pub fn disk_ends(&mut self, host: Host, number: u64) {
-        let Some(disk) = self.hosts[host].disk.as_mut() else { return };
+        let Some(disk) = self.hosts[host].disk.as_mut() else {
+            return;
+        };
         if disk.faults.hung && disk.in_flight(number) {
             self.world.after(5 * MILLIS, Event::Disk(host, number));
             return;
         }
-        let Some(done) = disk.complete(number, &mut self.entropy) else { return };
-        let Some(node) = self.hosts[host].node.as_mut() else { return };
-        let Some(flight) = node.disk.get(&number) else { return };
-        if let (Some(slice), Some(written)) = (flight.buffer, &flight.written) {
-            if node.arena.bytes(slice) != &written[..] {
-                let why = format!("replica {host} changed a buffer while the disk wrote it");
-                return self.fail(why);
-            }
+        let Some(done) = disk.complete(number, &mut self.entropy) else {
+            return;
+        };
+        let Some(node) = self.hosts[host].node.as_mut() else {
+            return;
+        };
+        let Some(flight) = node.disk.get(&number) else {
+            return;
+        };
+        if let (Some(slice), Some(written)) = (flight.buffer, &flight.written)
+            && node.arena.bytes(slice) != &written[..]
+        {
+            let why = format!("replica {host} changed a buffer while the disk wrote it");
+            return self.fail(why);
         }
         if let (Done::Ok(bytes), Some(slice), true) = (&done, flight.buffer, flight.is_read) {
             node.arena.bytes_mut(slice).copy_from_slice(bytes);
@@ -246,7 +297,8 @@ impl Cluster {
     /// A replica's process has ended by itself; its supervisor starts it again.
     pub fn replica_exited(&mut self, host: Host, mut node: Node, why: Option<Fatal>) {
         let now = self.world.now();
-        self.story.tell(now, || format!("replica {host} ends: {why:?}"));
+        self.story
+            .tell(now, || format!("replica {host} ends: {why:?}"));
         match why {
             None => {
                 let used = {
@@ -277,7 +329,9 @@ impl Cluster {
     fn unsent(&mut self, host: Host) -> bool {
         let lines = self.network.at(host);
         lines.into_iter().any(|(line, end)| {
-            self.network.get(line).is_some_and(|c| !c.pipes[end].outgoing.is_empty())
+            self.network
+                .get(line)
+                .is_some_and(|c| !c.pipes[end].outgoing.is_empty())
         })
     }
 

@@ -29,7 +29,10 @@ pub struct Story {
 impl Story {
     /// An empty story.
     pub fn new(detail: Detail) -> Story {
-        Story { detail, lines: VecDeque::new() }
+        Story {
+            detail,
+            lines: VecDeque::new(),
+        }
     }
 
     /// Adds a line.
@@ -55,10 +58,14 @@ impl Story {
     pub fn frame(&mut self, now: Nanos, host: usize, line: u64, head: &[u8]) {
         self.add(Detail::Frames, now, || {
             let number = |at: usize| {
-                head.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+                head.get(at..at + 8)
+                    .and_then(|b| b.try_into().ok())
+                    .map_or(0, u64::from_le_bytes)
             };
             let small = |at: usize| {
-                head.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
+                head.get(at..at + 4)
+                    .and_then(|b| b.try_into().ok())
+                    .map_or(0, u32::from_le_bytes)
             };
             let kind = head.get(3).and_then(|b| Kind::from_byte(*b));
             let kind = kind.map_or("?".to_string(), |k| format!("{k:?}"));

@@ -61,7 +61,7 @@ pub struct Counts {
 }
 
 /// The end of a fault.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Undo {
     /// A process goes on.
     Resume(Host),
@@ -135,7 +135,8 @@ impl Cluster {
         let ticket = self.supervisor.start_tickets.entry(host).or_insert(0);
         *ticket += 1;
         let ticket = *ticket;
-        self.world.after(delay, Event::StartEngine(host, ticket, supersedes));
+        self.world
+            .after(delay, Event::StartEngine(host, ticket, supersedes));
     }
 
     /// Starts an engine on a host with the attach epoch that it has.
@@ -171,7 +172,11 @@ impl Cluster {
         }
         config.attach_epoch = epoch;
         config.loss_bound = self.supervisor.client_loss;
-        config.capacity_bytes = if self.entropy.chance(1, 2) { self.config.capacity } else { 0 };
+        config.capacity_bytes = if self.entropy.chance(1, 2) {
+            self.config.capacity
+        } else {
+            0
+        };
         config.timing = self.config.timing;
         config.sizes = self.config.sizes;
         let clock = self.clock(host);
@@ -194,7 +199,9 @@ impl Cluster {
         let now = self.world.now();
         let bound = self.supervisor.client_loss;
         self.story.tell(now, || {
-            format!("engine on {host} starts: epoch {epoch}, supersedes {supersedes}, loss {bound:?}")
+            format!(
+                "engine on {host} starts: epoch {epoch}, supersedes {supersedes}, loss {bound:?}"
+            )
         });
     }
 
@@ -206,8 +213,8 @@ impl Cluster {
     }
 
     /// A machine ended its process by itself.
-    pub fn exited(&mut self, host: Host, node: Node, why: Effect) {
-        match why {
+    pub fn exited(&mut self, host: Host, node: Node, why: &Effect) {
+        match *why {
             Effect::ReplicaExit(why) => self.replica_exited(host, node, why),
             Effect::EngineExit(why) => self.engine_exited(host, node, why),
             Effect::Dial(_)
@@ -223,13 +230,18 @@ impl Cluster {
 
     fn engine_exited(&mut self, host: Host, mut node: Node, why: ExitReason) {
         let now = self.world.now();
-        self.story.tell(now, || format!("engine on {host} ends: {why:?}"));
+        self.story
+            .tell(now, || format!("engine on {host} ends: {why:?}"));
         let pending = self.requests_at(host, node.life);
         let refused = node.engine().map_or(0, |e| e.refused.len());
         if pending > refused {
-            self.fail(format!("engine on {host} ends ({why:?}) with {pending} requests open"));
+            self.fail(format!(
+                "engine on {host} ends ({why:?}) with {pending} requests open"
+            ));
         }
-        let newest = node.engine().is_some_and(|e| e.attach_epoch == self.supervisor.epoch);
+        let newest = node
+            .engine()
+            .is_some_and(|e| e.attach_epoch == self.supervisor.epoch);
         self.hosts[host].node = Some(node);
         self.kill(host);
         let delay = self.entropy.range(MILLIS, SECONDS);
@@ -265,7 +277,9 @@ impl Cluster {
         let Some(engine) = node.engine() else { return };
         engine.turns = 0; // The next turn looks closely.
         let term = engine.machine.status(clock).term;
-        self.story.tell(now, || format!("engine on {host} is {mode:?} in term {}", term.0));
+        self.story.tell(now, || {
+            format!("engine on {host} is {mode:?} in term {}", term.0)
+        });
         if mode == Mode::Waiting(Waiting::LossAccepted) {
             let delay = self.entropy.skewed(MILLIS, 2 * SECONDS);
             self.world.after(delay, Event::Accept(host, life));
@@ -308,7 +322,9 @@ impl Cluster {
         match (self.supervisor.client_loss, loss) {
             (None, loss) => self.supervisor.client_loss = loss,
             (Some(bound), Some(loss)) if loss > bound => {
-                self.fail(format!("I17: active at loss epoch {loss}, clients are bound to {bound}"));
+                self.fail(format!(
+                    "I17: active at loss epoch {loss}, clients are bound to {bound}"
+                ));
             }
             (Some(_), _) => {}
         }
@@ -321,11 +337,13 @@ impl Cluster {
             self.world.after(100 * MILLIS, Event::Accept(host, life));
             return;
         }
-        let Some(mut node) = self.hosts[host].node.take() else { return };
+        let Some(mut node) = self.hosts[host].node.take() else {
+            return;
+        };
         let waiting = node.life == life
-            && node.engine().is_some_and(|e| {
-                e.machine.mode() == Mode::Waiting(Waiting::LossAccepted)
-            });
+            && node
+                .engine()
+                .is_some_and(|e| e.machine.mode() == Mode::Waiting(Waiting::LossAccepted));
         if waiting {
             self.restart_clients(host);
             if let Some((engine, arena)) = node.engine_and_arena() {
@@ -336,7 +354,8 @@ impl Cluster {
             self.supervisor.counts.losses += 1;
             let now = self.world.now();
             let loss = self.supervisor.client_loss;
-            self.story.tell(now, || format!("loss accepted on {host}: epoch {loss:?}"));
+            self.story
+                .tell(now, || format!("loss accepted on {host}: epoch {loss:?}"));
             self.request_turn(host, &mut node);
         }
         self.hosts[host].node = Some(node);
@@ -351,14 +370,18 @@ impl Cluster {
         }
         let now = self.world.now();
         let clock = self.hosts[host].clock;
-        let Some(mut node) = self.hosts[host].node.take() else { return };
-        if let Some((engine, arena)) = node.engine_and_arena() {
-            if engine.attach_epoch == self.supervisor.epoch {
-                let until = clock.at(now + 5 * SECONDS);
-                self.supervisor.granted_until = now + 5 * SECONDS;
-                let event = trilith_engine::Event::Grant { until };
-                engine.machine.step(clock.at(now), event, arena, &mut engine.out);
-            }
+        let Some(mut node) = self.hosts[host].node.take() else {
+            return;
+        };
+        if let Some((engine, arena)) = node.engine_and_arena()
+            && engine.attach_epoch == self.supervisor.epoch
+        {
+            let until = clock.at(now + 5 * SECONDS);
+            self.supervisor.granted_until = now + 5 * SECONDS;
+            let event = trilith_engine::Event::Grant { until };
+            engine
+                .machine
+                .step(clock.at(now), event, arena, &mut engine.out);
         }
         self.request_turn(host, &mut node);
         self.hosts[host].node = Some(node);
@@ -371,7 +394,9 @@ impl Cluster {
         if self.hosts[host].paused {
             return;
         }
-        let Some(mut node) = self.hosts[host].node.take() else { return };
+        let Some(mut node) = self.hosts[host].node.take() else {
+            return;
+        };
         if let Some((engine, arena)) = node.engine_and_arena() {
             engine.stopping = true;
             let event = trilith_engine::Event::Operator(wish);
@@ -383,7 +408,9 @@ impl Cluster {
 
     /// A fault of the plan strikes.
     pub fn strike(&mut self, index: usize) {
-        let Some((_, fault)) = self.config.plan.get(index).cloned() else { return };
+        let Some((_, fault)) = self.config.plan.get(index).cloned() else {
+            return;
+        };
         let now = self.world.now();
         if self.healing.begun() {
             return;
@@ -427,7 +454,13 @@ impl Cluster {
                     self.world.after(span, Event::Undo(Undo::Resume(host)));
                 }
             }
-            Fault::Cut { a, b, both, span, breaks } => {
+            Fault::Cut {
+                a,
+                b,
+                both,
+                span,
+                breaks,
+            } => {
                 self.network.set_cut(a, b, true);
                 if both {
                     self.network.set_cut(b, a, true);
@@ -442,7 +475,11 @@ impl Cluster {
             Fault::TakeOver { kill } => self.take_over(index, kill),
             Fault::Handover { seal, replicas } => {
                 self.supervisor.restart_replicas = replicas;
-                self.ask(if seal { Operator::Stop } else { Operator::StepDown });
+                self.ask(if seal {
+                    Operator::Stop
+                } else {
+                    Operator::StepDown
+                });
             }
             Fault::Lag { host, delay, span } => {
                 self.network.lag[host] = delay;
@@ -451,12 +488,12 @@ impl Cluster {
             Fault::SlowDisk { .. }
             | Fault::ReadErrors { .. }
             | Fault::WriteErrors { .. }
-            | Fault::Full { .. } => self.strike_disk(fault),
+            | Fault::Full { .. } => self.strike_disk(&fault),
         }
     }
 
-    fn strike_disk(&mut self, fault: Fault) {
-        let (host, span) = match &fault {
+    fn strike_disk(&mut self, fault: &Fault) {
+        let (host, span) = match fault {
             Fault::SlowDisk { host, span, .. }
             | Fault::ReadErrors { host, span, .. }
             | Fault::WriteErrors { host, span, .. }
@@ -471,8 +508,10 @@ impl Cluster {
             | Fault::TakeOver { .. }
             | Fault::Handover { .. } => return,
         };
-        let Some(disk) = self.hosts[host].disk.as_mut() else { return };
-        let undo = match fault {
+        let Some(disk) = self.hosts[host].disk.as_mut() else {
+            return;
+        };
+        let undo = match *fault {
             Fault::SlowDisk { factor, .. } => {
                 disk.faults.hung = factor == 0;
                 disk.faults.slow = factor;
@@ -511,7 +550,9 @@ impl Cluster {
     fn break_lines(&mut self, a: Host, b: Host) {
         for line in self.network.between(a, b) {
             for end in 0..2 {
-                let Some(connection) = self.network.get(line) else { continue };
+                let Some(connection) = self.network.get(line) else {
+                    continue;
+                };
                 let (host, life) = (connection.ends[end].host, connection.ends[end].life);
                 let delay = self.entropy.skewed(1, 500 * MILLIS);
                 let event = crate::cluster::NodeEvent::Closed(line, end);
@@ -531,7 +572,11 @@ impl Cluster {
         self.supervisor.take_over_waits = false;
         self.supervisor.counts.take_overs += 1;
         let old = self.supervisor.active;
-        let new = if old == self.config.replicas { old + 1 } else { old - 1 };
+        let new = if old == self.config.replicas {
+            old + 1
+        } else {
+            old - 1
+        };
         if kill {
             self.kill(old);
         }
@@ -574,7 +619,10 @@ impl Cluster {
                 }
             }
             Undo::Crash(host, life, down) => {
-                let same = self.hosts[host].node.as_ref().is_some_and(|n| n.life == life);
+                let same = self.hosts[host]
+                    .node
+                    .as_ref()
+                    .is_some_and(|n| n.life == life);
                 if same || self.hosts[host].node.is_none() {
                     self.crash_replica(host, down);
                 }
@@ -591,7 +639,9 @@ impl Cluster {
     /// A paused process goes on with all that happened meanwhile.
     pub fn resume(&mut self, host: Host) {
         self.hosts[host].paused = false;
-        let Some(life) = self.hosts[host].node.as_ref().map(|n| n.life) else { return };
+        let Some(life) = self.hosts[host].node.as_ref().map(|n| n.life) else {
+            return;
+        };
         for event in std::mem::take(&mut self.hosts[host].backlog) {
             self.handle(Event::Node(host, life, event));
         }

@@ -35,6 +35,8 @@ struct Open {
     host: Host,
     life: u64,
     wish: Wish,
+    /// Power cuts before it was asked for.
+    cuts: u64,
 }
 
 /// The clients.
@@ -115,12 +117,24 @@ impl Workload {
             choice -= mix.weights[kind];
             kind += 1;
         }
-        let op = [Op::Read, Op::Write, Op::Flush, Op::Discard, Op::WriteZeroes, Op::BlockStatus]
-            [kind];
-        let fua = matches!(op, Op::Write | Op::Discard | Op::WriteZeroes)
-            && entropy.chance(mix.fua, 256);
+        let op = [
+            Op::Read,
+            Op::Write,
+            Op::Flush,
+            Op::Discard,
+            Op::WriteZeroes,
+            Op::BlockStatus,
+        ][kind];
+        let fua =
+            matches!(op, Op::Write | Op::Discard | Op::WriteZeroes) && entropy.chance(mix.fua, 256);
         if op == Op::Flush {
-            return Wish { op, offset: 0, len: 0, fua: false, no_hole: false };
+            return Wish {
+                op,
+                offset: 0,
+                len: 0,
+                fua: false,
+                no_hole: false,
+            };
         }
         let place = self.places[entropy.index(self.places.len())];
         let long = entropy.chance(mix.long, 256);
@@ -142,14 +156,24 @@ impl Workload {
             len -= cut;
         }
         let no_hole = op == Op::WriteZeroes && entropy.chance(1, 2);
-        Wish { op, offset, len, fua, no_hole }
+        Wish {
+            op,
+            offset,
+            len,
+            fua,
+            no_hole,
+        }
     }
 }
 
 impl Cluster {
     /// Requests that the process of this life has not answered.
     pub fn requests_at(&self, host: Host, life: u64) -> usize {
-        self.workload.open.values().filter(|o| o.host == host && o.life == life).count()
+        self.workload
+            .open
+            .values()
+            .filter(|o| o.host == host && o.life == life)
+            .count()
     }
 
     /// A client asks for the next thing.
@@ -161,7 +185,8 @@ impl Cluster {
         let soon = self.workload.entropy.skewed(MILLIS, 100 * MILLIS);
         let ready = !self.hosts[host].paused
             && self.hosts[host].node.as_mut().is_some_and(|node| {
-                node.engine().is_some_and(|e| e.machine.info().is_some() && !e.stopping)
+                node.engine()
+                    .is_some_and(|e| e.machine.info().is_some() && !e.stopping)
             });
         if !ready {
             if self.hosts[host].node.is_none() && host != self.supervisor.active {
@@ -191,7 +216,9 @@ impl Cluster {
     /// False: no memory for it now.
     fn ask_for(&mut self, client: usize, host: Host, wish: Wish) -> bool {
         let clock = self.clock(host);
-        let Some(mut node) = self.hosts[host].node.take() else { return false };
+        let Some(mut node) = self.hosts[host].node.take() else {
+            return false;
+        };
         let data = match wish.op {
             Op::Write => match node.arena.alloc(wish.len as u32) {
                 Some(slice) => Some(slice),
@@ -217,11 +244,31 @@ impl Cluster {
         if let Some(slice) = data {
             stamp(number, wish.offset, node.arena.bytes_mut(slice));
         }
-        let flags = RequestFlags { fua: wish.fua, no_hole: wish.no_hole, fast_zero: false };
+        let flags = RequestFlags {
+            fua: wish.fua,
+            no_hole: wish.no_hole,
+            fast_zero: false,
+        };
         let range = ByteRange::new(wish.offset, wish.len);
-        let request = Request { tag: Tag(number), op: wish.op, range, flags, data };
+        let request = Request {
+            tag: Tag(number),
+            op: wish.op,
+            range,
+            flags,
+            data,
+        };
         self.workload.issued += 1;
-        self.workload.open.insert(number, Open { client, host, life: node.life, wish });
+        let cuts = self.supervisor.counts.power_cuts;
+        self.workload.open.insert(
+            number,
+            Open {
+                client,
+                host,
+                life: node.life,
+                wish,
+                cuts,
+            },
+        );
         let now = self.world.now();
         self.world.note(number);
         self.story.detail(now, || {
@@ -233,10 +280,10 @@ impl Cluster {
                 if wish.fua { " fua" } else { "" }
             )
         });
-        if let Some((engine, arena)) = node.engine_and_arena() {
-            if let Err(request) = engine.machine.submit(clock, request, arena) {
-                engine.refused.push_back(request);
-            }
+        if let Some((engine, arena)) = node.engine_and_arena()
+            && let Err(request) = engine.machine.submit(clock, request, arena)
+        {
+            engine.refused.push_back(request);
         }
         self.request_turn(host, &mut node);
         self.hosts[host].node = Some(node);
@@ -245,7 +292,9 @@ impl Cluster {
 
     /// Tries again what the engine did not take. True when it took something.
     pub fn submit_refused(&mut self, node: &mut Node, clock: Monotonic) -> bool {
-        let Some((engine, arena)) = node.engine_and_arena() else { return false };
+        let Some((engine, arena)) = node.engine_and_arena() else {
+            return false;
+        };
         let mut taken = false;
         while let Some(request) = engine.refused.pop_front() {
             if let Err(request) = engine.machine.submit(clock, request, arena) {
@@ -265,7 +314,9 @@ impl Cluster {
             Ok(Outcome::Data(slice) | Outcome::Extents(slice)) => Some(slice),
             Ok(Outcome::Done) | Err(_) => None,
         };
-        self.story.detail(now, || format!("engine on {host} answers #{number} {:?}", completion.result));
+        self.story.detail(now, || {
+            format!("engine on {host} answers #{number} {:?}", completion.result)
+        });
         let known = self.workload.open.remove(&number);
         if let Some(open) = known.filter(|o| (o.host, o.life) == (host, node.life)) {
             self.world.note(number ^ 0x5a5a);
@@ -274,9 +325,13 @@ impl Cluster {
             self.world.after(think, Event::Client(open.client));
         } else {
             if known.is_some() {
-                self.fail(format!("engine on {host} answers #{number} of another process"));
+                self.fail(format!(
+                    "engine on {host} answers #{number} of another process"
+                ));
             } else if self.history.is_current(number) {
-                self.fail(format!("engine on {host} answers #{number}, which is not open"));
+                self.fail(format!(
+                    "engine on {host} answers #{number}, which is not open"
+                ));
             }
         }
         if let Some(slice) = buffer {
@@ -303,14 +358,21 @@ impl Cluster {
         let broken = match (wish.op, result) {
             (Op::Read, Ok(Outcome::Data(slice))) if u64::from(slice.len) == wish.len => {
                 let bytes = node.arena.bytes(slice);
-                self.history.respond(number, Some(bytes)).err().map(|(at, word)| {
-                    format!("#{number} reads {word:#018x} at byte {at}, which nobody wrote")
-                })
+                self.history
+                    .respond(number, Some(bytes))
+                    .err()
+                    .map(|(at, word)| {
+                        format!("#{number} reads {word:#018x} at byte {at}, which nobody wrote")
+                    })
             }
             (
                 Op::Write | Op::Flush | Op::Discard | Op::WriteZeroes | Op::Prefetch,
                 Ok(Outcome::Done),
-            ) => self.history.respond(number, None).err().map(|e| format!("{e:?}")),
+            ) => self
+                .history
+                .respond(number, None)
+                .err()
+                .map(|e| format!("{e:?}")),
             (Op::BlockStatus, Ok(Outcome::Extents(slice))) => {
                 check_extents(node.arena.bytes(slice), wish.len)
             }
@@ -329,7 +391,55 @@ impl Cluster {
         };
         match broken {
             Some(why) => self.fail(why),
-            None => self.workload.succeeded += u64::from(result.is_ok()),
+            None => {
+                self.workload.succeeded += u64::from(result.is_ok());
+                if result.is_ok() {
+                    self.check_copies(number, open);
+                }
+            }
+        }
+    }
+
+    /// I4 and Q6 at the moment of the answer: a majority of disks holds what was written, on
+    /// stable media where that was promised.
+    fn check_copies(&mut self, number: u64, open: &Open) {
+        let wish = open.wish;
+        let entry = self.history.entries()[number as usize];
+        let blocks: Vec<u64> = match wish.op {
+            Op::Write => (wish.offset.div_ceil(BLOCK)..(wish.offset + wish.len) / BLOCK).collect(),
+            Op::Flush => self.history.written_blocks().into_iter().collect(),
+            Op::Read | Op::Discard | Op::WriteZeroes | Op::Prefetch | Op::BlockStatus => return,
+        };
+        let stable = wish.op == Op::Flush || wish.fua;
+        // A replica may have lost its volatile data after its ack.
+        if !stable && (self.config.loses_data() || open.cuts != self.supervisor.counts.power_cuts) {
+            return;
+        }
+        let at = if wish.op == Op::Flush {
+            entry.invoked
+        } else {
+            self.history.instant()
+        };
+        for block in blocks {
+            let Some(good) = self.history.acceptable(block, at) else {
+                continue;
+            };
+            let holders = self.hosts[..self.config.replicas]
+                .iter()
+                .filter_map(|h| h.disk.as_ref())
+                .map(|d| d.first_word(block as usize, stable))
+                .filter(|word| {
+                    crate::check::volume::History::value_of(block * BLOCK, *word)
+                        .is_some_and(|v| good.contains(&v))
+                })
+                .count();
+            if holders < self.config.majority() {
+                let rule = if stable { "Q6" } else { "I4" };
+                return self.fail(format!(
+                    "{rule}: #{number} {:?} is answered, and {holders} disks hold block {block} ({good:?})",
+                    wish.op
+                ));
+            }
         }
     }
 
@@ -383,7 +493,7 @@ impl Cluster {
 }
 
 fn check_extents(bytes: &[u8], len: u64) -> Option<String> {
-    if bytes.is_empty() || bytes.len() % 16 != 0 {
+    if bytes.is_empty() || !bytes.len().is_multiple_of(16) {
         return Some(format!("block status of {} bytes", bytes.len()));
     }
     let mut sum = 0;

@@ -52,7 +52,13 @@ pub struct World<E> {
 
 impl<E> Default for World<E> {
     fn default() -> Self {
-        World { now: 0, sequence: 0, queue: BinaryHeap::new(), hash: 0, events: 0 }
+        World {
+            now: 0,
+            sequence: 0,
+            queue: BinaryHeap::new(),
+            hash: 0,
+            events: 0,
+        }
     }
 }
 
@@ -74,13 +80,17 @@ impl<E> World<E> {
 
     /// Schedules `event` at a time; at once when it has passed.
     pub fn at(&mut self, at: Nanos, event: E) {
-        let item = Item { at: at.max(self.now), sequence: self.sequence, event };
+        let item = Item {
+            at: at.max(self.now),
+            sequence: self.sequence,
+            event,
+        };
         self.sequence += 1;
         self.queue.push(Reverse(item));
     }
 
     /// The next event; time moves to it.
-    pub fn next(&mut self) -> Option<E> {
+    pub fn pop(&mut self) -> Option<E> {
         let Reverse(item) = self.queue.pop()?;
         self.now = item.at;
         self.events += 1;
@@ -121,7 +131,7 @@ mod tests {
         world.after(5, 'd');
         world.after(2, 'b');
         let mut order = String::new();
-        while let Some(event) = world.next() {
+        while let Some(event) = world.pop() {
             order.push(event);
             if event == 'b' {
                 world.at(0, 'x');

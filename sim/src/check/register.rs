@@ -75,9 +75,15 @@ pub enum Violation {
 pub fn check(initial: Value, operations: &[Operation]) -> Result<(), Violation> {
     let mut seen = HashSet::new();
     seen.insert(initial);
-    let unique =
-        operations.iter().filter(|o| o.kind == Kind::Write).all(|o| seen.insert(o.value));
-    if unique { zones(initial, operations) } else { search(initial, operations) }
+    let unique = operations
+        .iter()
+        .filter(|o| o.kind == Kind::Write)
+        .all(|o| seen.insert(o.value));
+    if unique {
+        zones(initial, operations)
+    } else {
+        search(initial, operations)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -130,10 +136,15 @@ pub fn zones(initial: Value, operations: &[Operation]) -> Result<(), Violation> 
     }
     let (mut forward, mut backward) = (Vec::new(), Vec::new());
     for cluster in clusters.values() {
-        let written_in_time = cluster.written.is_some_and(|at| at <= cluster.earliest_read);
+        let written_in_time = cluster
+            .written
+            .is_some_and(|at| at <= cluster.earliest_read);
         if cluster.read && !written_in_time {
             let read = cluster.earliest_read;
-            return Err(Violation::NeverWritten { value: cluster.value, read });
+            return Err(Violation::NeverWritten {
+                value: cluster.value,
+                read,
+            });
         }
         if cluster.finish_min == Instant::MAX {
             continue; // No response and never read: it may as well not have happened.
@@ -147,17 +158,23 @@ pub fn zones(initial: Value, operations: &[Operation]) -> Result<(), Violation> 
     forward.sort_by_key(|c| c.finish_min);
     for pair in forward.windows(2) {
         if pair[1].finish_min < pair[0].start_max {
-            return Err(Violation::Entangled { first: pair[0].value, second: pair[1].value });
+            return Err(Violation::Entangled {
+                first: pair[0].value,
+                second: pair[1].value,
+            });
         }
     }
     for inner in &backward {
         // Backward zone: [start_max, finish_min]. Only the last forward zone that begins before it
         // can hold it, as forward zones do not overlap.
         let at = forward.partition_point(|f| f.finish_min < inner.start_max);
-        if let Some(outer) = at.checked_sub(1).map(|i| forward[i]) {
-            if inner.finish_min < outer.start_max {
-                return Err(Violation::Entangled { first: outer.value, second: inner.value });
-            }
+        if let Some(outer) = at.checked_sub(1).map(|i| forward[i])
+            && inner.finish_min < outer.start_max
+        {
+            return Err(Violation::Entangled {
+                first: outer.value,
+                second: inner.value,
+            });
         }
     }
     Ok(())
@@ -177,16 +194,22 @@ struct Search<'a> {
 /// # Errors
 /// A witness that there is no order.
 pub fn search(initial: Value, operations: &[Operation]) -> Result<(), Violation> {
-    let read: HashSet<Value> =
-        operations.iter().filter(|o| o.kind == Kind::Read).map(|o| o.value).collect();
+    let read: HashSet<Value> = operations
+        .iter()
+        .filter(|o| o.kind == Kind::Read)
+        .map(|o| o.value)
+        .collect();
     let mut kept: Vec<Operation> = operations
         .iter()
         .filter(|o| o.responded.is_some() || read.contains(&o.value))
         .copied()
         .collect();
     kept.sort_by_key(|o| o.invoked);
-    let mut search =
-        Search { operations: &kept, seen: HashSet::new(), best: (0, kept.first().copied()) };
+    let mut search = Search {
+        operations: &kept,
+        seen: HashSet::new(),
+        best: (0, kept.first().copied()),
+    };
     let done = vec![0u64; kept.len().div_ceil(64)];
     match search.explore(done, initial) {
         Some(true) => Ok(()),

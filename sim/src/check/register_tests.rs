@@ -9,7 +9,11 @@ fn oracle(value: Value, left: &[Operation]) -> bool {
     if left.iter().all(|o| o.responded.is_none()) {
         return true;
     }
-    let limit = left.iter().map(Operation::end).min().unwrap_or(Instant::MAX);
+    let limit = left
+        .iter()
+        .map(Operation::end)
+        .min()
+        .unwrap_or(Instant::MAX);
     (0..left.len()).any(|i| {
         let operation = left[i];
         if operation.invoked > limit {
@@ -32,9 +36,20 @@ fn history(entropy: &mut Entropy, unique: bool) -> Vec<Operation> {
         let invoked = 1 + entropy.below(20) * 10;
         let effect = invoked + 1 + entropy.below(30);
         let responded = effect + 1 + entropy.below(30);
-        let kind = if entropy.chance(1, 2) { Kind::Write } else { Kind::Read };
+        let kind = if entropy.chance(1, 2) {
+            Kind::Write
+        } else {
+            Kind::Read
+        };
         let value = if unique || entropy.chance(1, 2) { n } else { 0 };
-        spans.push((effect * 16 + n, invoked * 16 + n, responded * 16 + n, kind, value, false));
+        spans.push((
+            effect * 16 + n,
+            invoked * 16 + n,
+            responded * 16 + n,
+            kind,
+            value,
+            false,
+        ));
         let last = spans.len() - 1;
         spans[last].5 = kind == Kind::Write && entropy.chance(1, 5);
     }
@@ -47,14 +62,29 @@ fn history(entropy: &mut Entropy, unique: bool) -> Vec<Operation> {
                 if entropy.chance(1, 2) {
                     value = written;
                 }
-                found.push(Operation { kind, value: written, invoked, responded: None });
+                found.push(Operation {
+                    kind,
+                    value: written,
+                    invoked,
+                    responded: None,
+                });
             }
             Kind::Write => {
                 value = written;
-                found.push(Operation { kind, value, invoked, responded: Some(responded) });
+                found.push(Operation {
+                    kind,
+                    value,
+                    invoked,
+                    responded: Some(responded),
+                });
             }
             Kind::Read => {
-                found.push(Operation { kind, value, invoked, responded: Some(responded) });
+                found.push(Operation {
+                    kind,
+                    value,
+                    invoked,
+                    responded: Some(responded),
+                });
             }
         }
     }
@@ -63,8 +93,9 @@ fn history(entropy: &mut Entropy, unique: bool) -> Vec<Operation> {
 
 fn corrupt(entropy: &mut Entropy, history: &mut [Operation]) {
     let values: Vec<Value> = history.iter().map(|o| o.value).chain([0, 99]).collect();
-    let reads: Vec<usize> =
-        (0..history.len()).filter(|i| history[*i].kind == Kind::Read).collect();
+    let reads: Vec<usize> = (0..history.len())
+        .filter(|i| history[*i].kind == Kind::Read)
+        .collect();
     if !reads.is_empty() {
         history[entropy.pick(&reads)].value = entropy.pick(&values);
     }
@@ -80,8 +111,16 @@ fn zones_agree_with_the_oracle_on_unique_values() {
         corrupt(&mut entropy, &mut history);
         let expected = oracle(0, &history);
         let found = zones(0, &history);
-        assert_eq!(found.is_ok(), expected, "seed {seed}: {found:?} {history:?}");
-        assert_eq!(search(0, &history).is_ok(), expected, "seed {seed}: {history:?}");
+        assert_eq!(
+            found.is_ok(),
+            expected,
+            "seed {seed}: {found:?} {history:?}"
+        );
+        assert_eq!(
+            search(0, &history).is_ok(),
+            expected,
+            "seed {seed}: {history:?}"
+        );
         good += u32::from(expected);
         bad += u32::from(!expected);
     }
@@ -97,7 +136,11 @@ fn the_search_agrees_with_the_oracle_when_zeroes_repeat() {
         assert_eq!(check(0, &history), Ok(()), "seed {seed}: {history:?}");
         corrupt(&mut entropy, &mut history);
         let expected = oracle(0, &history);
-        assert_eq!(check(0, &history).is_ok(), expected, "seed {seed}: {history:?}");
+        assert_eq!(
+            check(0, &history).is_ok(),
+            expected,
+            "seed {seed}: {history:?}"
+        );
         good += u32::from(expected);
         bad += u32::from(!expected);
     }
@@ -106,7 +149,12 @@ fn the_search_agrees_with_the_oracle_when_zeroes_repeat() {
 
 fn operation(kind: Kind, value: Value, invoked: Instant, responded: Instant) -> Operation {
     let responded = (responded > 0).then_some(responded);
-    Operation { kind, value, invoked, responded }
+    Operation {
+        kind,
+        value,
+        invoked,
+        responded,
+    }
 }
 
 #[test]
@@ -120,11 +168,29 @@ fn known_shapes_are_told_apart() {
     // It cannot go away again.
     assert!(check(0, &[w(2, 3, 0), r(0, 4, 5), r(2, 6, 7), r(0, 8, 9)]).is_err());
     // Nor come twice.
-    assert!(check(0, &[w(2, 1, 0), r(2, 2, 3), w(3, 4, 5), r(3, 6, 7), r(2, 8, 9)]).is_err());
+    assert!(
+        check(
+            0,
+            &[w(2, 1, 0), r(2, 2, 3), w(3, 4, 5), r(3, 6, 7), r(2, 8, 9)]
+        )
+        .is_err()
+    );
     // A read before its write was asked for.
     assert!(check(0, &[r(1, 1, 2), w(1, 3, 4)]).is_err());
     // Zeroes again and again.
-    assert!(check(0, &[w(1, 1, 2), w(0, 3, 4), r(0, 5, 6), w(2, 7, 8), w(0, 9, 0), r(0, 10, 11)])
-        .is_ok());
+    assert!(
+        check(
+            0,
+            &[
+                w(1, 1, 2),
+                w(0, 3, 4),
+                r(0, 5, 6),
+                w(2, 7, 8),
+                w(0, 9, 0),
+                r(0, 10, 11)
+            ]
+        )
+        .is_ok()
+    );
     assert!(check(0, &[w(1, 1, 2), w(0, 3, 4), r(1, 5, 6)]).is_err());
 }

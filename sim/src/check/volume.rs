@@ -119,12 +119,15 @@ fn word_of(value: Value, place: u64) -> u64 {
     (crate::entropy::mix(body) >> shift) << shift | body
 }
 
-/// Splits read bytes into runs `(offset, len, value)`.
+/// A run of equal stamps: offset, length, value.
+pub type StampRun = (u64, u64, Value);
+
+/// Splits read bytes into runs of equal stamps.
 ///
 /// # Errors
 /// The offset of a word that is no stamp of its place, and the word.
-pub fn read_stamps(offset: u64, bytes: &[u8]) -> Result<Vec<(u64, u64, Value)>, (u64, u64)> {
-    let mut runs: Vec<(u64, u64, Value)> = Vec::new();
+pub fn read_stamps(offset: u64, bytes: &[u8]) -> Result<Vec<StampRun>, (u64, u64)> {
+    let mut runs: Vec<StampRun> = Vec::new();
     for (place, word) in (offset / STAMP..).zip(bytes.chunks_exact(STAMP as usize)) {
         let word = u64::from_le_bytes(word.try_into().unwrap_or_default());
         let value = word >> PLACE_BITS & VALUES_MAX;
@@ -142,14 +145,21 @@ pub fn read_stamps(offset: u64, bytes: &[u8]) -> Result<Vec<(u64, u64, Value)>, 
 fn blocks_of(offset: u64, len: u64) -> impl Iterator<Item = (u64, u64, u64)> {
     (offset / BLOCK..(offset + len).div_ceil(BLOCK)).map(move |block| {
         let base = block * BLOCK;
-        (block, offset.max(base) - base, (offset + len).min(base + BLOCK) - base)
+        (
+            block,
+            offset.max(base) - base,
+            (offset + len).min(base + BLOCK) - base,
+        )
     })
 }
 
 impl History {
     /// Nothing has happened.
     pub fn new() -> History {
-        History { clock: 1, ..History::default() }
+        History {
+            clock: 1,
+            ..History::default()
+        }
     }
 
     /// A client asks for something. Returns its number; for a write it is the value that
@@ -169,7 +179,10 @@ impl History {
         }
         self.clock += 1;
         let number = self.entries.len();
-        assert!(number as u64 <= VALUES_MAX, "run of more than {VALUES_MAX} requests");
+        assert!(
+            number as u64 <= VALUES_MAX,
+            "run of more than {VALUES_MAX} requests"
+        );
         self.entries.push(Entry {
             action,
             offset,
@@ -181,7 +194,12 @@ impl History {
         });
         if matches!(action, Action::Write | Action::Zero) {
             for (block, start, end) in blocks_of(offset, len) {
-                let touch = Touch { entry: number, start, end, found: 0 };
+                let touch = Touch {
+                    entry: number,
+                    start,
+                    end,
+                    found: 0,
+                };
                 self.blocks.entry(block).or_default().push(touch);
             }
         }
@@ -195,7 +213,10 @@ impl History {
     pub fn respond(&mut self, number: u64, bytes: Option<&[u8]>) -> Result<(), (u64, u64)> {
         self.clock += 1;
         let entry = &mut self.entries[number as usize];
-        assert!(entry.responded.is_none(), "request {number} is answered twice");
+        assert!(
+            entry.responded.is_none(),
+            "request {number} is answered twice"
+        );
         if entry.epoch != self.epoch {
             return Ok(()); // The client that asked is gone.
         }
@@ -203,7 +224,12 @@ impl History {
         let Some(bytes) = bytes else { return Ok(()) };
         for (offset, len, value) in read_stamps(entry.offset, bytes)? {
             for (block, start, end) in blocks_of(offset, len) {
-                let touch = Touch { entry: number as usize, start, end, found: value };
+                let touch = Touch {
+                    entry: number as usize,
+                    start,
+                    end,
+                    found: value,
+                };
                 self.blocks.entry(block).or_default().push(touch);
             }
         }
@@ -238,6 +264,47 @@ impl History {
             .filter(|e| e.action == Action::Write)
             .flat_map(|e| blocks_of(e.offset, e.len).map(|(block, _, _)| block))
             .collect()
+    }
+
+    /// Values that a block may hold now on a replica that has everything that was answered before
+    /// `at`. `None`: cannot be told (it was written in parts, or not in this epoch).
+    pub fn acceptable(&self, block: u64, at: Instant) -> Option<Vec<Value>> {
+        let writes = || {
+            let touches = self.blocks.get(&block).into_iter().flatten();
+            touches
+                .map(|t| (t, self.entries[t.entry]))
+                .filter(|(_, e)| matches!(e.action, Action::Write | Action::Zero))
+        };
+        if writes().any(|(t, _)| (t.start, t.end) != (0, BLOCK)) {
+            return None;
+        }
+        let floor = writes()
+            .filter(|(_, e)| e.epoch == self.epoch && e.responded.is_some_and(|r| r < at))
+            .map(|(_, e)| e.invoked)
+            .max()?;
+        let fresh = writes().filter(|(_, e)| e.responded.is_none_or(|r| r >= floor));
+        Some(
+            fresh
+                .map(|(t, e)| {
+                    if e.action == Action::Zero {
+                        0
+                    } else {
+                        t.entry as u64
+                    }
+                })
+                .collect(),
+        )
+    }
+
+    /// The value that a word at a byte of the volume names. `None`: nobody wrote it.
+    pub fn value_of(offset: u64, word: u64) -> Option<Value> {
+        let value = word >> PLACE_BITS & VALUES_MAX;
+        (word == word_of(value, offset / STAMP)).then_some(value)
+    }
+
+    /// The point of the order that comes next.
+    pub fn instant(&self) -> Instant {
+        self.clock + 1
     }
 
     /// Numbers of the requests that touched a byte, in order of invocation.
@@ -276,12 +343,13 @@ impl History {
                     .filter(|t| t.start <= pair[0] && pair[1] <= t.end)
                     .copied()
                     .collect();
-                self.check_register(&inside).map_err(|(epoch, what)| Fault {
-                    offset: block * BLOCK + pair[0],
-                    len: pair[1] - pair[0],
-                    epoch,
-                    what,
-                })?;
+                self.check_register(&inside)
+                    .map_err(|(epoch, what)| Fault {
+                        offset: block * BLOCK + pair[0],
+                        len: pair[1] - pair[0],
+                        epoch,
+                        what,
+                    })?;
             }
         }
         Ok(())
@@ -298,7 +366,12 @@ impl History {
         if kind == Kind::Read && entry.responded.is_none() {
             return None;
         }
-        Some(Operation { kind, value, invoked: entry.invoked, responded: entry.responded })
+        Some(Operation {
+            kind,
+            value,
+            invoked: entry.invoked,
+            responded: entry.responded,
+        })
     }
 
     fn check_register(&self, touches: &[Touch]) -> Result<(), (usize, What)> {
@@ -312,11 +385,12 @@ impl History {
                 .collect();
             let operations: Vec<Operation> =
                 here.iter().filter_map(|t| self.operation(*t)).collect();
-            let base = self.base(epoch, &bases, &operations, touches).map_err(|w| (epoch, w))?;
+            let base = self
+                .base(epoch, &bases, &operations, touches)
+                .map_err(|w| (epoch, w))?;
             match base {
                 Some(value) => {
-                    register::check(value, &operations)
-                        .map_err(|v| (epoch, What::Order(v)))?;
+                    register::check(value, &operations).map_err(|v| (epoch, What::Order(v)))?;
                     bases = BTreeSet::from([value]);
                 }
                 None => {
@@ -360,28 +434,36 @@ impl History {
                 Some(first) if first != read.value => {
                     if epoch == 0 {
                         let read_at = read.responded.unwrap_or(0);
-                        let violation =
-                            Violation::NeverWritten { value: read.value, read: read_at };
+                        let violation = Violation::NeverWritten {
+                            value: read.value,
+                            read: read_at,
+                        };
                         return Err(What::Order(violation));
                     }
-                    return Err(What::Reappeared { first, second: read.value });
+                    return Err(What::Reappeared {
+                        first,
+                        second: read.value,
+                    });
                 }
                 Some(_) | None => base = Some(read.value),
             }
         }
-        if let Some(found) = base {
-            if !bases.contains(&found) {
-                let known = found == 0
-                    || touches.iter().any(|t| {
-                        t.entry as u64 == found && self.entries[t.entry].action == Action::Write
-                    });
-                if !known || epoch == 0 {
-                    let violation = Violation::NeverWritten { value: found, read: 0 };
-                    return Err(What::Order(violation));
-                }
-                let covered = bases.iter().next_back().copied().unwrap_or(0);
-                return Err(What::FlushLost { found, covered });
+        if let Some(found) = base
+            && !bases.contains(&found)
+        {
+            let known = found == 0
+                || touches.iter().any(|t| {
+                    t.entry as u64 == found && self.entries[t.entry].action == Action::Write
+                });
+            if !known || epoch == 0 {
+                let violation = Violation::NeverWritten {
+                    value: found,
+                    read: 0,
+                };
+                return Err(What::Order(violation));
             }
+            let covered = bases.iter().next_back().copied().unwrap_or(0);
+            return Err(What::FlushLost { found, covered });
         }
         Ok(base)
     }
@@ -411,10 +493,14 @@ impl History {
             .map(|e| e.invoked)
             .max()
             .unwrap_or(0);
-        let writes: Vec<&Operation> =
-            operations.iter().filter(|o| o.kind == Kind::Write).collect();
+        let writes: Vec<&Operation> = operations
+            .iter()
+            .filter(|o| o.kind == Kind::Write)
+            .collect();
         let fua = |write: &Operation| {
-            self.entries.iter().any(|e| e.invoked == write.invoked && e.fua)
+            self.entries
+                .iter()
+                .any(|e| e.invoked == write.invoked && e.fua)
                 && write.responded.is_some()
         };
         // Invocation of the newest write that is certainly durable: what was done before it is gone.
@@ -424,8 +510,11 @@ impl History {
             .map(|w| w.invoked)
             .max()
             .unwrap_or(0);
-        let mut kept: BTreeSet<Value> =
-            writes.iter().filter(|w| done_at(w) >= floor).map(|w| w.value).collect();
+        let mut kept: BTreeSet<Value> = writes
+            .iter()
+            .filter(|w| done_at(w) >= floor)
+            .map(|w| w.value)
+            .collect();
         if floor == 0 {
             kept.extend(bases);
         }

@@ -8,7 +8,9 @@ struct Client {
 
 impl Client {
     fn new() -> Client {
-        Client { history: History::new() }
+        Client {
+            history: History::new(),
+        }
     }
 
     fn write(&mut self, offset: u64, len: u64) -> Value {
@@ -34,7 +36,10 @@ impl Client {
 fn stamps_name_their_write_and_their_place() {
     let mut bytes = vec![0; 64];
     stamp(7, 4096, &mut bytes[..32]);
-    assert_eq!(read_stamps(4096, &bytes), Ok(vec![(4096, 32, 7), (4128, 32, 0)]));
+    assert_eq!(
+        read_stamps(4096, &bytes),
+        Ok(vec![(4096, 32, 7), (4128, 32, 0)])
+    );
     assert!(read_stamps(8192, &bytes).is_err(), "misplaced");
     bytes[3] ^= 1;
     assert_eq!(read_stamps(4096, &bytes).unwrap_err().0, 4096);
@@ -79,7 +84,13 @@ fn a_flushed_value_may_not_be_lost_even_over_two_losses() {
     client.history.lose();
     client.read(0, 4096, old);
     let fault = client.history.check().unwrap_err();
-    assert_eq!(fault.what, What::FlushLost { found: old, covered: new });
+    assert_eq!(
+        fault.what,
+        What::FlushLost {
+            found: old,
+            covered: new
+        }
+    );
 }
 
 #[test]
