@@ -170,6 +170,11 @@ pub enum StoreEvent {
         /// Of the call.
         token: Token,
     },
+    /// A term start is not done: an entry failed here and has not been repaired (M3).
+    Refused {
+        /// Of the call.
+        token: Token,
+    },
     /// The store failed: final. Nothing that waits is answered any more.
     Failed {
         /// What failed, for the log.

@@ -85,4 +85,27 @@ impl Layout {
             data_offset: if same_device { meta_bytes.next_multiple_of(DATA_ALIGN_BYTES) } else { 0 },
         }
     }
+
+    /// True when the areas are aligned, in order and large enough for the geometry.
+    pub fn is_sound(&self, geometry: &Geometry) -> bool {
+        let block = u64::from(META_BLOCK_BYTES);
+        let ring = u64::from(geometry.ring_blocks) * block;
+        let limit = 1u64 << 48;
+        let all = [
+            self.journal_offset,
+            self.checkpoint_x_offset,
+            self.checkpoint_y_offset,
+            self.checkpoint_bytes,
+            self.meta_bytes,
+            self.data_offset,
+        ];
+        all.iter().all(|v| v.is_multiple_of(block) && *v < limit)
+            && self.journal_offset >= JOURNAL_OFFSET
+            && self.journal_offset + ring <= self.checkpoint_x_offset
+            && self.checkpoint_x_offset + self.checkpoint_bytes <= self.checkpoint_y_offset
+            && self.checkpoint_y_offset + self.checkpoint_bytes <= self.meta_bytes
+            && (self.data_offset == 0
+                || (self.data_offset >= self.meta_bytes
+                    && self.data_offset.is_multiple_of(DATA_ALIGN_BYTES)))
+    }
 }

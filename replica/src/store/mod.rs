@@ -32,16 +32,42 @@
 //! in the journal's activity log before the device write was submitted (L1). So after a power loss
 //! the journal's map plus all chunks of its activity log covers every change.
 
+mod activity_log;
 mod api;
+mod barriers;
+mod bytes;
+mod changes;
+mod check;
+mod checkpoint;
+mod commit;
 mod disk;
+mod format;
 mod geometry;
+mod image;
+mod journal;
 pub mod limits;
-mod machine;
+mod maps;
+mod opening;
+mod reader;
+mod reads;
+mod record;
+mod state;
+mod superblock;
+mod window;
 
 pub use api::{
     Admission, Change, Counters, Entry, FailCause, Join, LeaseGrant, MapName, StoreError,
     StoreEvent, SyncSet, TermStart, Told, Token,
 };
+pub use check::{Finding, check};
 pub use disk::{DiskError, DiskOp, DiskTag, FileRole, StoreOut};
+pub use format::{Format, FormatParams};
 pub use geometry::{Geometry, Layout};
-pub use machine::{Facts, Format, FormatParams, Inspect, OpenError, OpenParams, OpenStep, Opened, Opening, Store};
+pub use image::{Image, Report};
+pub use opening::{OpenError, OpenParams, OpenStep, Opened, Opening};
+pub use reader::Inspect;
+pub use state::Store;
+pub use superblock::{FORMAT_VERSION, Facts, Superblock, SuperblockError};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,193 @@
+//! The journal ring (J1-J3) with group commit: one write in flight, what arrives meanwhile goes into
+//! the next one. Places in the queue are counted (`lsn`), so that a caller waits for a number.
+//!
+//! Crash argument. Blocks are fresh (J1), so a torn write damages only records that nobody was told
+//! of. A block is valid when checksum, life and consecutive number hold (J2); the life is one higher
+//! after each open, so that a torn block's old successors never count. A place is used again only
+//! when a checkpoint covers it (J3).
+
+use super::limits::{META_BLOCK_BYTES, META_IO_BLOCKS_MAX};
+use super::maps::Maps;
+use super::record::{BlockBuilder, BlockHead, Item, JOURNAL_MAGIC};
+use super::superblock::Superblock;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use trilith_block::{BufSlice, Buffers, Idx};
+
+/// The journal of an open store.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    queue: VecDeque<Item>,
+    /// Items pushed since open.
+    pushed: u64,
+    /// Items durable since open.
+    durable: u64,
+    /// Someone waits for the items up to here.
+    wanted: u64,
+    /// Items of the write in flight.
+    pub(crate) inflight: Vec<Item>,
+    inflight_blocks: u64,
+    inflight_w: Idx,
+    writing: bool,
+    next_seq: u64,
+    first_seq: u64,
+    id: u64,
+    ring: u64,
+    offset: u64,
+    blocks_max: u64,
+    pub(crate) buf: BufSlice,
+    /// Goes into every block; set only after the flush that makes it true (F1).
+    w: Idx,
+    /// Nothing is written until the first checkpoint of this life stands.
+    pub(crate) hold: bool,
+}
+
+/// A write for the driver.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct JournalWrite {
+    pub(crate) offset: u64,
+    pub(crate) buf: BufSlice,
+}
+
+impl Journal {
+    pub(crate) fn new(sb: &Superblock, next_seq: u64, buf: BufSlice, w: Idx) -> Journal {
+        let ring = u64::from(sb.geometry.ring_blocks);
+        Journal {
+            queue: VecDeque::new(),
+            pushed: 0,
+            durable: 0,
+            wanted: 0,
+            inflight: Vec::new(),
+            inflight_blocks: 0,
+            inflight_w: w,
+            writing: false,
+            next_seq,
+            first_seq: next_seq,
+            id: sb.journal_id,
+            ring,
+            offset: sb.layout.journal_offset,
+            blocks_max: (ring / 4).min(u64::from(META_IO_BLOCKS_MAX)),
+            buf,
+            w,
+            hold: true,
+        }
+    }
+
+    /// Queues an item that may ride along with others.
+    pub(crate) fn push(&mut self, item: Item) {
+        self.queue.push_back(item);
+        self.pushed += 1;
+    }
+
+    /// Asks for everything queued so far; returns the place to wait for.
+    pub(crate) fn want(&mut self) -> u64 {
+        self.wanted = self.pushed;
+        self.pushed
+    }
+
+    /// Raises the watermark that goes into blocks from now on.
+    pub(crate) fn raise_w(&mut self, w: Idx) {
+        self.w = self.w.max(w);
+    }
+
+    pub(crate) fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Items up to here are durable.
+    pub(crate) fn durable(&self) -> u64 {
+        self.durable
+    }
+
+    /// First block that a checkpoint which starts now must leave to the replay: the write in flight
+    /// is not in the durable facts and log that the checkpoint takes.
+    pub(crate) fn replay_from(&self) -> u64 {
+        if self.writing { self.next_seq - self.inflight_blocks } else { self.next_seq }
+    }
+
+    /// A checkpoint covers everything before `seq`.
+    pub(crate) fn covered(&mut self, seq: u64) {
+        self.first_seq = seq;
+    }
+
+    /// Half of the ring waits for a checkpoint.
+    pub(crate) fn is_half_full(&self) -> bool {
+        (self.next_seq - self.first_seq) * 2 >= self.ring
+    }
+
+    pub(crate) fn is_writing(&self) -> bool {
+        self.writing
+    }
+
+    /// Builds the next write when someone waits, none is in flight and the ring has room.
+    pub(crate) fn build(
+        &mut self,
+        maps: &mut Maps,
+        data: &mut dyn Buffers,
+    ) -> Option<JournalWrite> {
+        if self.writing || self.hold || self.wanted <= self.durable {
+            return None;
+        }
+        let place = self.next_seq % self.ring;
+        let free = self.ring - (self.next_seq - self.first_seq);
+        let blocks_max = self.blocks_max.min(free).min(self.ring - place);
+        let mut blocks = 0;
+        while blocks < blocks_max && !self.queue.is_empty() {
+            let part = self.block(blocks);
+            let mut builder = BlockBuilder::new(data.bytes_mut(part));
+            while let Some(item) = self.queue.front() {
+                let mask = match item {
+                    Item::Map(map, extent) => maps.mask(*map, *extent),
+                    _ => 0,
+                };
+                if !builder.push(data.bytes_mut(part), item, mask) {
+                    break;
+                }
+                if let Item::Map(map, extent) = item {
+                    maps.journaled(*map, *extent);
+                }
+                self.inflight.push(*item);
+                self.queue.pop_front();
+            }
+            let head = BlockHead {
+                magic: JOURNAL_MAGIC,
+                seq: self.next_seq + blocks,
+                id: self.id,
+                continues: !self.queue.is_empty() && blocks + 1 < blocks_max,
+                place: u16::try_from(blocks).unwrap_or(u16::MAX),
+                w: self.w,
+            };
+            builder.finish(data, part, &head);
+            blocks += 1;
+        }
+        if blocks == 0 {
+            return None;
+        }
+        self.writing = true;
+        self.inflight_blocks = blocks;
+        self.inflight_w = self.w;
+        self.next_seq += blocks;
+        let len = u32::try_from(blocks * u64::from(META_BLOCK_BYTES)).unwrap_or(0);
+        Some(JournalWrite {
+            offset: self.offset + place * u64::from(META_BLOCK_BYTES),
+            buf: self.buf.slice(0, len),
+        })
+    }
+
+    /// The write in flight is durable; its items are in `inflight` until [`Self::taken`]. Returns
+    /// the watermark it carried.
+    pub(crate) fn written(&mut self) -> Idx {
+        self.writing = false;
+        self.durable += u64::try_from(self.inflight.len()).unwrap_or(0);
+        self.inflight_w
+    }
+
+    pub(crate) fn blocks_in_flight(&self) -> u64 {
+        self.inflight_blocks
+    }
+
+    fn block(&self, number: u64) -> BufSlice {
+        let at = u32::try_from(number).unwrap_or(0) * META_BLOCK_BYTES;
+        self.buf.slice(at, META_BLOCK_BYTES)
+    }
+}
