@@ -1,0 +1,232 @@
+//! What admin endpoints say, as JSON. Fields are only ever added; readers skip what they do not
+//! know. Times are in the unit that the name ends in.
+
+use serde::{Deserialize, Serialize};
+
+/// Latency of one stage.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub(crate) struct Latency {
+    /// Operations measured.
+    pub(crate) count: u64,
+    /// Half of them took at most this long.
+    pub(crate) p50_us: u64,
+    /// 99 % of them.
+    pub(crate) p99_us: u64,
+    /// 99.9 % of them.
+    pub(crate) p999_us: u64,
+}
+
+/// A named latency.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub(crate) struct StageReport {
+    /// Kind of operation: read, write, flush, ...
+    pub(crate) operation: String,
+    /// Stage of it: admit, queue, replicate, ack, total, disk.
+    pub(crate) stage: String,
+    /// How long it took.
+    pub(crate) latency: Latency,
+}
+
+/// What every process says of itself.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub(crate) struct ProcessReport {
+    /// Version of Trilith.
+    pub(crate) version: String,
+    /// Process id.
+    pub(crate) pid: u32,
+    /// Time since it started.
+    pub(crate) uptime_ms: u64,
+    /// Resident memory.
+    pub(crate) resident_bytes: u64,
+    /// Memory for data in flight: most there may be, and used now.
+    pub(crate) arena_budget_bytes: u64,
+    /// Used now.
+    pub(crate) arena_used_bytes: u64,
+    /// How it talks to the kernel.
+    pub(crate) backend: String,
+    /// Turns of its loop.
+    pub(crate) loop_turns: u64,
+    /// Disk operations done.
+    pub(crate) disk_operations: u64,
+    /// Bytes received from the network.
+    pub(crate) received_bytes: u64,
+    /// Bytes sent to it.
+    pub(crate) sent_bytes: u64,
+}
+
+/// A member as the engine sees it.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub(crate) struct MemberReport {
+    /// Its number.
+    pub(crate) member: usize,
+    /// Its address.
+    pub(crate) address: String,
+    /// in-sync, uncounted, rebuilding, absent or unknown.
+    pub(crate) role: String,
+    /// down, connecting, up or refused.
+    pub(crate) link: String,
+    /// It lost its window, or a flush failed.
+    pub(crate) tainted: bool,
+    /// Committed entries it lacks.
+    pub(crate) lag_entries: u64,
+    /// Committed bytes it lacks.
+    pub(crate) lag_bytes: u64,
+    /// Bytes to be copied to it.
+    pub(crate) dirty_bytes: u64,
+    /// Bytes copied by the running rebuild.
+    pub(crate) rebuilt_bytes: u64,
+    /// Rate of the running rebuild.
+    pub(crate) rebuild_bytes_per_second: u64,
+    /// Time that the rest of it takes.
+    pub(crate) rebuild_seconds_left: Option<u64>,
+    /// Extents of 4 MiB that it can still allocate.
+    pub(crate) free_extents: u64,
+    /// Entries sent and not acknowledged.
+    pub(crate) in_flight_entries: u64,
+    /// Their bytes.
+    pub(crate) in_flight_bytes: u64,
+    /// Send to acknowledgement of entries.
+    pub(crate) write_latency: Latency,
+    /// Send to answer of reads.
+    pub(crate) read_latency: Latency,
+}
+
+/// Clients over NBD.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub(crate) struct NbdReport {
+    /// Where it is served.
+    pub(crate) uris: Vec<String>,
+    /// Connections open.
+    pub(crate) connections: u64,
+    /// Requests so far.
+    pub(crate) requests: u64,
+    /// Requests in flight.
+    pub(crate) requests_in_flight: u64,
+    /// Requests answered with an error.
+    pub(crate) requests_failed: u64,
+}
+
+/// A named count that never falls.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub(crate) struct Counter {
+    /// What is counted.
+    pub(crate) name: String,
+    /// How much.
+    pub(crate) value: u64,
+}
+
+/// `GET /status` of an engine.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub(crate) struct EngineReport {
+    /// The process.
+    pub(crate) process: ProcessReport,
+    /// Name of the volume.
+    pub(crate) name: String,
+    /// Its identity.
+    pub(crate) volume: String,
+    /// The engine's identity.
+    pub(crate) engine: String,
+    /// healthy, degraded, read-only, recovering, waiting, stopping, stopped or fenced.
+    pub(crate) state: String,
+    /// The state in a sentence.
+    pub(crate) detail: String,
+    /// Size of the volume, 0 while unknown.
+    pub(crate) size_bytes: u64,
+    /// Term, 0 before the first.
+    pub(crate) term: u64,
+    /// Attach epoch.
+    pub(crate) attach_epoch: u64,
+    /// Number of the sync epoch within the term.
+    pub(crate) sync_epoch: u32,
+    /// Loss epoch of the volume.
+    pub(crate) loss: u32,
+    /// Last position given.
+    pub(crate) last: u64,
+    /// Committed position.
+    pub(crate) commit: u64,
+    /// What is left of the lease.
+    pub(crate) lease_left_ms: u64,
+    /// Requests taken and not completed.
+    pub(crate) requests: u64,
+    /// Most there may be.
+    pub(crate) requests_max: u64,
+    /// Requests that wait because the engine is full.
+    pub(crate) requests_pending: u64,
+    /// Requests that wait for order, room or a mode.
+    pub(crate) requests_waiting: u64,
+    /// Entries that not all tracked members have.
+    pub(crate) entries: u64,
+    /// Bytes copied by rebuilds since the start.
+    pub(crate) rebuild_bytes: u64,
+    /// The members.
+    pub(crate) members: Vec<MemberReport>,
+    /// Latencies by operation and stage.
+    pub(crate) latencies: Vec<StageReport>,
+    /// Counts since the start.
+    pub(crate) counters: Vec<Counter>,
+    /// Clients over NBD.
+    pub(crate) nbd: NbdReport,
+}
+
+/// `GET /status` of a replica.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub(crate) struct ReplicaReport {
+    /// The process.
+    pub(crate) process: ProcessReport,
+    /// Its volume.
+    pub(crate) volume: String,
+    /// Its identity.
+    pub(crate) replica: String,
+    /// Its member number.
+    pub(crate) member: usize,
+    /// Directory or device.
+    pub(crate) path: String,
+    /// Where its window lies; absent: every restart counts as a power failure.
+    pub(crate) window_dir: Option<String>,
+    /// opening, in-sync, rebuilding, out, failed or stopping.
+    pub(crate) role: String,
+    /// Term promised.
+    pub(crate) term: u64,
+    /// Attach epoch seen.
+    pub(crate) attach_epoch: u64,
+    /// Loss epoch.
+    pub(crate) loss: u32,
+    /// What is left of the lease that it has granted.
+    pub(crate) lease_left_ms: u64,
+    /// It lost its window, or a flush failed.
+    pub(crate) tainted: bool,
+    /// It was stopped cleanly and has accepted nothing since.
+    pub(crate) sealed: bool,
+    /// Entries accepted up to here.
+    pub(crate) upto: u64,
+    /// Durable up to here.
+    pub(crate) watermark: u64,
+    /// Bytes of its own that may differ from the rest.
+    pub(crate) need_bytes: u64,
+    /// Bytes whose value is not agreed yet.
+    pub(crate) limbo_bytes: u64,
+    /// Bytes that each member may lack.
+    pub(crate) dirty_bytes: Vec<u64>,
+    /// Bytes that may hold anything but zeroes.
+    pub(crate) allocated_bytes: u64,
+    /// Extents that can still be allocated.
+    pub(crate) free_extents: u64,
+    /// Room on its file system.
+    pub(crate) free_bytes: u64,
+    /// Extents in its activity log.
+    pub(crate) active_extents: u64,
+    /// Entries in its window.
+    pub(crate) window_entries: u64,
+    /// Most there may be.
+    pub(crate) window_entries_max: u64,
+    /// Sessions with engines.
+    pub(crate) sessions: u64,
+    /// Disk operations under way.
+    pub(crate) disk_in_flight: u64,
+    /// Disk operations that wait for a place in the queue.
+    pub(crate) disk_waiting: u64,
+    /// Latencies by operation and stage.
+    pub(crate) latencies: Vec<StageReport>,
+    /// Counts since the start.
+    pub(crate) counters: Vec<Counter>,
+}

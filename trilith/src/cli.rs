@@ -1,0 +1,380 @@
+//! The command line, as typed. Each command checks its flags once and turns them into its own
+//! configuration; nothing else looks at these structs.
+
+use crate::text::{parse_bytes, parse_name, parse_volume_size};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use trilith_block::Uuid;
+use trilith_block::limits::MEMBERS_MAX;
+use trilith_runtime::{Address, Backend};
+
+/// Replicated block storage.
+#[derive(Parser, Debug)]
+#[command(name = "trilith", version, about, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// What to log: error, warn, info, debug, trace, or a filter such as trilith=debug,warn.
+    #[arg(long, global = true, default_value = "info", value_name = "FILTER")]
+    pub(crate) log: String,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Make or find a replicated volume in a directory of this machine and serve it over NBD.
+    Up(UpArgs),
+    /// Show the state of a running volume.
+    Status(StatusArgs),
+    /// Tell something to a running volume.
+    #[command(subcommand)]
+    Volume(VolumeCommand),
+    /// Work on the store of a replica that is not running.
+    #[command(subcommand)]
+    Store(StoreCommand),
+    /// Run one replica.
+    Replica(ReplicaArgs),
+    /// Run the engine of a volume.
+    Engine(EngineArgs),
+}
+
+/// How to talk to the kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum BackendArg {
+    /// io_uring if the kernel allows it.
+    Auto,
+    /// io_uring or fail.
+    Uring,
+    /// epoll and threads.
+    Plain,
+}
+
+impl From<BackendArg> for Backend {
+    fn from(arg: BackendArg) -> Backend {
+        match arg {
+            BackendArg::Auto => Backend::Auto,
+            BackendArg::Uring => Backend::Uring,
+            BackendArg::Plain => Backend::Plain,
+        }
+    }
+}
+
+impl BackendArg {
+    /// As it is typed.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            BackendArg::Auto => "auto",
+            BackendArg::Uring => "uring",
+            BackendArg::Plain => "plain",
+        }
+    }
+}
+
+/// Flags of `up`.
+#[derive(Args, Debug)]
+pub(crate) struct UpArgs {
+    /// Size of the volume, a multiple of 4 KiB, such as 10GiB. Needed the first time only.
+    #[arg(long, value_parser = parse_volume_size, value_name = "SIZE")]
+    pub(crate) size: Option<u64>,
+    /// Number of replicas [default: 3, or what the volume has].
+    #[arg(long, value_parser = parse_replicas, value_name = "N")]
+    pub(crate) replicas: Option<usize>,
+    /// Directory of the volume; made when missing.
+    #[arg(long, default_value = crate::up::layout::DIR_DEFAULT, value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// Name of the volume and of its NBD export [default: vol, or what the volume has].
+    #[arg(long, value_parser = parse_name, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Where to serve NBD: ADDRESS:PORT or unix:PATH.
+    #[arg(long, default_value = "127.0.0.1:10809", value_name = "ADDRESS")]
+    pub(crate) nbd: Address,
+    /// Stay in the foreground. `up` always does; the flag is there for scripts that say so.
+    #[arg(long)]
+    pub(crate) foreground: bool,
+    /// How to talk to the kernel.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) backend: BackendArg,
+    /// Directory on tmpfs for what must outlive a process but not the kernel [default: /run or
+    /// /dev/shm].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) window_dir: Option<PathBuf>,
+}
+
+/// Flags of `status`.
+#[derive(Args, Debug)]
+pub(crate) struct StatusArgs {
+    /// Directory of the volume.
+    #[arg(long, default_value = crate::up::layout::DIR_DEFAULT, value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Show it again every second until interrupted.
+    #[arg(long)]
+    pub(crate) watch: bool,
+}
+
+/// What can be told to a running volume.
+#[derive(Subcommand, Debug)]
+pub(crate) enum VolumeCommand {
+    /// Go on after a recovery that lost acknowledged but unflushed writes: you have restarted the
+    /// clients, or accept what they will see.
+    AcceptLoss(VolumeArgs),
+    /// Let the engine give up the volume, so that another one can take over at once.
+    StepDown(VolumeArgs),
+}
+
+/// Which volume.
+#[derive(Args, Debug)]
+pub(crate) struct VolumeArgs {
+    /// Directory of the volume.
+    #[arg(long, default_value = crate::up::layout::DIR_DEFAULT, value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// Admin endpoint of the engine, instead of the one in the directory.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) admin: Option<Address>,
+}
+
+/// Work on a store.
+#[derive(Subcommand, Debug)]
+pub(crate) enum StoreCommand {
+    /// Make a new, empty store in a directory or on a block device.
+    Format(FormatArgs),
+    /// Verify a store without changing it.
+    Check(StoreArgs),
+    /// Print the state of a store.
+    Show(StoreArgs),
+    /// Copy the content of a store to a raw sparse file.
+    Export(ExportArgs),
+}
+
+/// Which store.
+#[derive(Args, Debug)]
+pub(crate) struct StoreArgs {
+    /// Directory of the replica, or its block device.
+    #[arg(value_name = "DIR|DEVICE")]
+    pub(crate) path: PathBuf,
+}
+
+/// Flags of `store format`.
+#[derive(Args, Debug)]
+pub(crate) struct FormatArgs {
+    /// Directory (made when missing) or block device.
+    #[arg(value_name = "DIR|DEVICE")]
+    pub(crate) path: PathBuf,
+    /// The volume's identity.
+    #[arg(long, value_parser = parse_uuid, value_name = "UUID")]
+    pub(crate) volume: Uuid,
+    /// Which member of the volume this replica is, from 0.
+    #[arg(long, value_name = "N")]
+    pub(crate) member: usize,
+    /// How many replicas the volume has.
+    #[arg(long, value_parser = parse_replicas, value_name = "N")]
+    pub(crate) replicas: usize,
+    /// Size of the volume.
+    #[arg(long, value_parser = parse_volume_size, value_name = "SIZE")]
+    pub(crate) size: u64,
+}
+
+/// Flags of `store export`.
+#[derive(Args, Debug)]
+pub(crate) struct ExportArgs {
+    /// Directory of the replica, or its block device.
+    #[arg(value_name = "DIR|DEVICE")]
+    pub(crate) path: PathBuf,
+    /// File to write; it must not exist.
+    #[arg(value_name = "FILE")]
+    pub(crate) output: PathBuf,
+}
+
+/// Flags of `replica`.
+#[derive(Args, Debug)]
+pub(crate) struct ReplicaArgs {
+    /// Directory of the replica.
+    #[arg(
+        long,
+        value_name = "DIR",
+        required_unless_present = "device",
+        conflicts_with = "device"
+    )]
+    pub(crate) dir: Option<PathBuf>,
+    /// Block device of the replica, instead of a directory.
+    #[arg(long, value_name = "DEVICE")]
+    pub(crate) device: Option<PathBuf>,
+    /// Where to listen for engines: ADDRESS:PORT or unix:PATH.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Address,
+    /// File with the volume's secret, mode 0600.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) secret_file: PathBuf,
+    /// Volume that the replica must be of; refused otherwise.
+    #[arg(long, value_parser = parse_uuid, value_name = "UUID")]
+    pub(crate) volume: Option<Uuid>,
+    /// Member number that the replica must have.
+    #[arg(long, value_name = "N")]
+    pub(crate) member: Option<usize>,
+    /// Identity that the replica must have.
+    #[arg(long, value_parser = parse_uuid, value_name = "UUID")]
+    pub(crate) id: Option<Uuid>,
+    /// Flags of every process.
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+    /// Directory on tmpfs for what must outlive a process but not the kernel [default: /run or
+    /// /dev/shm].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) window_dir: Option<PathBuf>,
+}
+
+/// Flags of `engine`.
+#[derive(Args, Debug)]
+pub(crate) struct EngineArgs {
+    /// The volume's identity.
+    #[arg(long, value_parser = parse_uuid, value_name = "UUID")]
+    pub(crate) volume: Uuid,
+    /// A replica: member number and address, once for each member.
+    #[arg(long = "replica", value_parser = parse_member, value_name = "N=ADDRESS", required = true)]
+    pub(crate) replicas: Vec<(usize, Address)>,
+    /// Size of the volume.
+    #[arg(long, value_parser = parse_volume_size, value_name = "SIZE")]
+    pub(crate) size: u64,
+    /// File with the volume's secret, mode 0600.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) secret_file: PathBuf,
+    /// Attach epoch that was issued to this engine.
+    #[arg(
+        long,
+        value_name = "N",
+        required_unless_present = "take_over",
+        conflicts_with = "take_over"
+    )]
+    pub(crate) attach_epoch: Option<u64>,
+    /// Take over from whoever serves the volume: use the highest attach epoch heard of, plus one.
+    #[arg(long)]
+    pub(crate) take_over: bool,
+    /// Identity of this engine [default: a new one].
+    #[arg(long, value_parser = parse_uuid, value_name = "UUID")]
+    pub(crate) engine: Option<Uuid>,
+    /// Identity of an engine that is known to be dead: its lease is released at once.
+    #[arg(long, value_parser = parse_uuid, value_name = "UUID")]
+    pub(crate) supersedes: Option<Uuid>,
+    /// Loss epoch that clients are bound to; without it they are known to be fresh.
+    #[arg(long, value_name = "N")]
+    pub(crate) loss: Option<u32>,
+    /// Name of the volume: the NBD export.
+    #[arg(long, value_parser = parse_name, default_value = "vol", value_name = "NAME")]
+    pub(crate) name: String,
+    /// Where to serve NBD: ADDRESS:PORT or unix:PATH. Sockets passed by systemd are served too.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) nbd: Vec<Address>,
+    /// File to lock while the engine runs, so that no second one is started on this host.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) lock: Option<PathBuf>,
+    /// Flags of every process.
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+}
+
+/// Flags that replica and engine share.
+#[derive(Args, Debug)]
+pub(crate) struct ProcessArgs {
+    /// Admin endpoint: unix:PATH or a loopback ADDRESS:PORT, once for each.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) admin: Vec<Address>,
+    /// How to talk to the kernel.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) backend: BackendArg,
+    /// Memory for data in flight, such as 64MiB [default: 64MiB, or 8MiB where it cannot be locked].
+    #[arg(long, value_parser = parse_bytes, value_name = "SIZE")]
+    pub(crate) memory: Option<u64>,
+    /// Process that supervises this one: end with it, take its commands from standard input and
+    /// tell it news on standard output.
+    #[arg(long, value_name = "PID")]
+    pub(crate) supervisor: Option<u32>,
+}
+
+fn parse_uuid(text: &str) -> Result<Uuid, String> {
+    Uuid::parse(text)
+        .filter(|uuid| !uuid.is_none())
+        .ok_or_else(|| format!("expected 32 hexadecimal digits, not all zero, found {text:?}"))
+}
+
+fn parse_replicas(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ (1 | 2 | 3 | 5)) => Ok(count),
+        _ => Err(format!("expected 1, 2, 3 or 5, found {text:?}")),
+    }
+}
+
+fn parse_member(text: &str) -> Result<(usize, Address), String> {
+    let wrong = || {
+        format!(
+            "expected MEMBER=ADDRESS with a member from 0 to {}, found {text:?}",
+            MEMBERS_MAX - 1
+        )
+    };
+    let (member, address) = text.split_once('=').ok_or_else(wrong)?;
+    let member = member
+        .parse()
+        .ok()
+        .filter(|member| *member < MEMBERS_MAX)
+        .ok_or_else(wrong)?;
+    Ok((member, address.parse()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split(' '))
+    }
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn commands_of_the_readme_are_understood() {
+        let uuid = "0123456789abcdef0123456789abcdef";
+        for line in [
+            "trilith up --size 10GiB",
+            "trilith up --size=10GiB --replicas=5 --dir d --name v --nbd unix:/tmp/s --foreground",
+            "trilith status --json",
+            "trilith status --watch --dir d",
+            "trilith volume accept-loss",
+            "trilith store check d/replica-0",
+            "trilith store export d/replica-0 out.raw",
+            "trilith replica --dir d --listen 127.0.0.1:1 --secret-file s",
+        ] {
+            assert!(parse(line).is_ok(), "{line}: {:?}", parse(line).err());
+        }
+        let engine =
+            format!("trilith engine --volume {uuid} --replica 0=unix:a --size 1G --secret-file s");
+        assert!(parse(&format!("{engine} --attach-epoch 3 --nbd 127.0.0.1:1")).is_ok());
+        assert!(parse(&format!("{engine} --take-over --supersedes {uuid}")).is_ok());
+        assert!(
+            parse(&engine).is_err(),
+            "an attach epoch must come from somewhere"
+        );
+    }
+
+    #[test]
+    fn wrong_values_and_unknown_flags_are_refused() {
+        for line in [
+            "trilith up --size 4097",
+            "trilith up --size 1G --replicas 4",
+            "trilith up --size 1G --colour red",
+            "trilith up --nbd localhost",
+            "trilith replica --listen 127.0.0.1:1 --secret-file s",
+            "trilith replica --dir a --device b --listen 127.0.0.1:1 --secret-file s",
+            "trilith engine --volume 12 --replica 0=unix:a --size 1G --secret-file s --take-over",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+        assert_eq!(parse_member("2=unix:/a").unwrap().0, 2);
+        assert!(parse_member("7=unix:/a").is_err() && parse_member("unix:/a").is_err());
+    }
+}

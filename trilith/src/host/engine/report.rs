@@ -1,0 +1,401 @@
+//! What an engine's admin endpoint says.
+
+use super::wiring::EngineHost;
+use crate::admin::api::{Counter, EngineReport, MemberReport, NbdReport, StageReport};
+use crate::admin::http::{Answer, Status as HttpStatus};
+use crate::admin::metrics::Snapshot;
+use crate::host::report::{engine_latency, engine_samples, millis, process, process_metrics};
+use trilith_engine::status::{Latencies, Link, MemberStatus, Role, Stage, StageLatency, Status};
+use trilith_engine::{Mode, Waiting};
+use trilith_runtime::Io;
+
+/// State of a volume in a word, and in a sentence.
+pub(super) fn words(mode: Mode) -> (&'static str, &'static str) {
+    match mode {
+        Mode::Healthy => ("healthy", "all replicas are in sync"),
+        Mode::Degraded => ("degraded", "a majority of the replicas is in sync"),
+        Mode::ReadOnlyLease => ("read-only", "no majority holds the data, reads go on"),
+        Mode::ReadOnlyGrant => ("read-only", "no majority can be reached, reads go on"),
+        Mode::Waiting(waiting) => waiting_words(waiting),
+        Mode::Stopping => ("stopping", "requests in flight are finished"),
+        Mode::Stopped => ("stopped", "stopped on demand"),
+        Mode::Fenced => ("fenced", "another engine has taken over"),
+    }
+}
+
+fn waiting_words(waiting: Waiting) -> (&'static str, &'static str) {
+    match waiting {
+        Waiting::Replicas => ("waiting", "for a majority of replicas to connect to"),
+        Waiting::Votes => ("recovering", "asking the replicas for their votes"),
+        Waiting::OtherLeader => ("waiting", "for the lease of another engine to end"),
+        Waiting::Recovery => ("recovering", "making the replicas equal"),
+        Waiting::MoreMembers => (
+            "waiting",
+            "for more replicas, without which writes would be lost",
+        ),
+        Waiting::LossAccepted => (
+            "waiting",
+            "acknowledged writes were lost in a power failure: restart the clients, then run \
+             `trilith volume accept-loss`",
+        ),
+        Waiting::Quorum => ("waiting", "for a majority of replicas in sync"),
+    }
+}
+
+fn role(role: Role) -> &'static str {
+    match role {
+        Role::InSync => "in-sync",
+        Role::Uncounted => "uncounted",
+        Role::Rebuilding => "rebuilding",
+        Role::Absent => "absent",
+        Role::Unknown => "unknown",
+    }
+}
+
+fn link(link: Link) -> &'static str {
+    match link {
+        Link::Down => "down",
+        Link::Connecting => "connecting",
+        Link::Up => "up",
+        Link::Refused => "refused",
+    }
+}
+
+fn stage(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Admit => "admit",
+        Stage::Queue => "queue",
+        Stage::Replicate => "replicate",
+        Stage::Ack => "ack",
+        Stage::Total => "total",
+    }
+}
+
+fn operations(latencies: &Latencies) -> [(&'static str, &StageLatency); 3] {
+    [
+        ("read", &latencies.read),
+        ("write", &latencies.write),
+        ("flush", &latencies.flush),
+    ]
+}
+
+fn counters(status: &Status) -> [(&'static str, &'static str, u64); 19] {
+    let c = &status.counters;
+    [
+        ("trilith_engine_reads", "Reads completed", c.reads),
+        ("trilith_engine_writes", "Writes completed", c.writes),
+        ("trilith_engine_flushes", "Flushes completed", c.flushes),
+        (
+            "trilith_engine_discards",
+            "Discards and zeroes completed",
+            c.discards,
+        ),
+        (
+            "trilith_engine_read_bytes",
+            "Bytes read by clients",
+            c.read_bytes,
+        ),
+        (
+            "trilith_engine_write_bytes",
+            "Bytes written by clients",
+            c.write_bytes,
+        ),
+        ("trilith_engine_errors", "Requests that failed", c.errors),
+        ("trilith_engine_campaigns", "Campaigns started", c.campaigns),
+        ("trilith_engine_terms", "Terms opened", c.terms),
+        ("trilith_engine_demotions", "Replicas demoted", c.demotions),
+        ("trilith_engine_joins", "Replicas joined", c.joins),
+        (
+            "trilith_engine_sessions_lost",
+            "Sessions lost",
+            c.sessions_lost,
+        ),
+        (
+            "trilith_engine_hedges",
+            "Reads sent to a second replica",
+            c.hedges,
+        ),
+        (
+            "trilith_engine_read_retries",
+            "Reads repeated elsewhere",
+            c.read_retries,
+        ),
+        (
+            "trilith_engine_merge_reads",
+            "Blocks read to merge small writes",
+            c.merge_reads,
+        ),
+        (
+            "trilith_engine_merges_in_memory",
+            "Small writes merged in memory",
+            c.merges_in_memory,
+        ),
+        ("trilith_engine_resends", "Entries sent again", c.resends),
+        (
+            "trilith_engine_read_index",
+            "Reads confirmed by a majority",
+            c.read_index,
+        ),
+        (
+            "trilith_engine_rebuild_bytes",
+            "Bytes copied by rebuilds",
+            c.rebuild_bytes,
+        ),
+    ]
+}
+
+impl EngineHost {
+    fn member_report(&self, status: &MemberStatus) -> MemberReport {
+        MemberReport {
+            member: status.member.index(),
+            address: self.address_text(status),
+            role: role(status.role).to_owned(),
+            link: link(status.link).to_owned(),
+            tainted: status.tainted,
+            lag_entries: status.lag_entries,
+            lag_bytes: status.lag_bytes,
+            dirty_bytes: status.dirty_bytes,
+            rebuilt_bytes: status.rebuilt_bytes,
+            rebuild_bytes_per_second: status.rebuild_bytes_per_second,
+            rebuild_seconds_left: status.rebuild_eta.map(|eta| eta.as_secs()),
+            free_extents: status.free_extents,
+            in_flight_entries: status.in_flight_entries,
+            in_flight_bytes: status.in_flight_bytes,
+            write_latency: engine_latency(&status.write_latency),
+            read_latency: engine_latency(&status.read_latency),
+        }
+    }
+
+    fn address_text(&self, status: &MemberStatus) -> String {
+        self.parts
+            .members
+            .get(status.member)
+            .map(ToString::to_string)
+            .unwrap_or_default()
+    }
+
+    fn nbd_report(&self) -> NbdReport {
+        let nbd = self.parts.nbd.status();
+        NbdReport {
+            uris: self.parts.uris.clone(),
+            connections: nbd.connections,
+            requests: nbd.requests,
+            requests_in_flight: nbd.requests_in_flight,
+            requests_failed: nbd.requests_failed,
+        }
+    }
+
+    fn report(&self, io: &mut Io) -> EngineReport {
+        let now = io.now();
+        let status = self.parts.engine.status(now);
+        let (state, detail) = words(status.mode);
+        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        let mut latencies = Vec::new();
+        for (operation, stages) in operations(&status.latencies) {
+            for (which, histogram) in stages.stages() {
+                latencies.push(StageReport {
+                    operation: operation.to_owned(),
+                    stage: stage(which).to_owned(),
+                    latency: engine_latency(histogram),
+                });
+            }
+        }
+        EngineReport {
+            process: process(io, now, self.started),
+            name: self.parts.name.clone(),
+            volume: status.volume.to_string(),
+            engine: status.engine.to_string(),
+            state: state.to_owned(),
+            detail: detail.to_owned(),
+            size_bytes: status.capacity_bytes,
+            term: status.term.0,
+            attach_epoch: status.attach_epoch,
+            sync_epoch: status.epoch.n,
+            loss: status.loss,
+            last: status.last.0,
+            commit: status.commit.0,
+            lease_left_ms: millis(status.lease_left),
+            requests: count(status.requests),
+            requests_max: count(status.requests_max),
+            requests_pending: count(self.pending.len()),
+            requests_waiting: count(status.waiting),
+            entries: count(status.entries),
+            rebuild_bytes: status.counters.rebuild_bytes,
+            members: status
+                .members
+                .iter()
+                .map(|m| self.member_report(m))
+                .collect(),
+            latencies,
+            counters: counters(&status)
+                .into_iter()
+                .map(|(name, _, value)| Counter {
+                    name: name.to_owned(),
+                    value,
+                })
+                .collect(),
+            nbd: self.nbd_report(),
+        }
+    }
+
+    /// `GET /status`.
+    pub(super) fn status_answer(&self, io: &mut Io) -> Answer {
+        match serde_json::to_string(&self.report(io)) {
+            Ok(text) => Answer::json(text),
+            Err(error) => Answer::text(HttpStatus::Conflict, &error.to_string()),
+        }
+    }
+
+    /// `GET /metrics`.
+    pub(super) fn metrics_answer(&self, io: &mut Io) -> Answer {
+        let now = io.now();
+        let status = self.parts.engine.status(now);
+        let mut out = Snapshot::default();
+        self.volume_metrics(&status, &mut out);
+        for member in &status.members {
+            member_metrics(member, &mut out);
+        }
+        let latency = "trilith_engine_request_latency_seconds";
+        for (operation, stages) in operations(&status.latencies) {
+            for (which, histogram) in stages.stages() {
+                let labels = vec![
+                    ("operation", operation.to_owned()),
+                    ("stage", stage(which).to_owned()),
+                ];
+                out.histogram(
+                    latency,
+                    "Latency by stage",
+                    labels,
+                    engine_samples(histogram),
+                );
+            }
+        }
+        for (name, help, value) in counters(&status) {
+            out.counter(name, help, Vec::new(), value);
+        }
+        process_metrics(&process(io, now, self.started), &mut out);
+        Answer::metrics(out.into_text())
+    }
+
+    fn volume_metrics(&self, status: &Status, out: &mut Snapshot) {
+        let (state, _) = words(status.mode);
+        for name in [
+            "healthy",
+            "degraded",
+            "read-only",
+            "recovering",
+            "waiting",
+            "stopping",
+        ] {
+            let labels = vec![("state", name.to_owned())];
+            out.gauge(
+                "trilith_engine_volume_state",
+                "1 for the state",
+                labels,
+                u64::from(name == state),
+            );
+        }
+        let nbd = self.parts.nbd.status();
+        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        for (name, help, value) in [
+            ("trilith_engine_term", "Term", status.term.0),
+            (
+                "trilith_engine_loss_epoch",
+                "Loss epoch",
+                u64::from(status.loss),
+            ),
+            (
+                "trilith_engine_requests",
+                "Requests in flight",
+                count(status.requests),
+            ),
+            (
+                "trilith_engine_requests_pending",
+                "Requests before the engine",
+                count(self.pending.len()),
+            ),
+            (
+                "trilith_engine_requests_waiting",
+                "Requests that wait in it",
+                count(status.waiting),
+            ),
+            (
+                "trilith_engine_entries",
+                "Entries not held by all",
+                count(status.entries),
+            ),
+            (
+                "trilith_nbd_connections",
+                "Connections of clients",
+                nbd.connections,
+            ),
+            (
+                "trilith_nbd_requests_in_flight",
+                "Requests of clients",
+                nbd.requests_in_flight,
+            ),
+        ] {
+            out.gauge(name, help, Vec::new(), value);
+        }
+        out.counter(
+            "trilith_nbd_requests",
+            "Requests of clients",
+            Vec::new(),
+            nbd.requests,
+        );
+        let failed = nbd.requests_failed;
+        out.counter(
+            "trilith_nbd_requests_failed",
+            "Requests that failed",
+            Vec::new(),
+            failed,
+        );
+    }
+}
+
+fn member_metrics(member: &MemberStatus, out: &mut Snapshot) {
+    let labels = || vec![("member", member.member.to_string())];
+    for (name, help, value) in [
+        (
+            "trilith_engine_member_up",
+            "A session stands",
+            u64::from(member.link == Link::Up),
+        ),
+        (
+            "trilith_engine_member_in_sync",
+            "It counts",
+            u64::from(member.role == Role::InSync),
+        ),
+        (
+            "trilith_engine_member_lag_bytes",
+            "Committed bytes it lacks",
+            member.lag_bytes,
+        ),
+        (
+            "trilith_engine_member_dirty_bytes",
+            "Bytes to be copied to it",
+            member.dirty_bytes,
+        ),
+        (
+            "trilith_engine_member_free_extents",
+            "Extents it can allocate",
+            member.free_extents,
+        ),
+        (
+            "trilith_engine_member_in_flight_bytes",
+            "Bytes sent",
+            member.in_flight_bytes,
+        ),
+    ] {
+        out.gauge(name, help, labels(), value);
+    }
+    for (operation, histogram) in [
+        ("write", &member.write_latency),
+        ("read", &member.read_latency),
+    ] {
+        let mut labels = labels();
+        labels.push(("operation", operation.to_owned()));
+        let name = "trilith_engine_member_latency_seconds";
+        out.histogram(name, "Send to answer", labels, engine_samples(histogram));
+    }
+}

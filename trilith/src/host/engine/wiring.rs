@@ -1,0 +1,455 @@
+//! Moves events and actions between the loop, the engine, the NBD server and the admin endpoint.
+
+use crate::admin::http::{Answer, Method, Request as HttpRequest, Status};
+use crate::admin::server::{AdminServer, Ask};
+use crate::control::{Command, News};
+use crate::exit::Exit;
+use crate::host::Outbox;
+use crate::host::process::Supervisor;
+use crate::limits::{DIAL_TIME_MAX, DRAIN_TIME_MAX, PENDING_REQUESTS_MAX, SETTLE_ROUNDS_MAX};
+use std::collections::{BTreeMap, VecDeque};
+use trilith_block::limits::MEMBERS_MAX;
+use trilith_block::request::Target;
+use trilith_block::{
+    Buffers, Completion, ConnId, ErrorKind, FrontendAction, FrontendEvent, Machine, MemberId,
+    Monotonic, Request, Stream, StreamEvent, Tag, Want,
+};
+use trilith_engine::{Action, Engine, Event, ExitReason, Mode, Operator, Waiting};
+use trilith_frontend_nbd::NbdServer;
+use trilith_runtime::{Address, DiskDone, Handler, Io, ListenerId, Message, Signal};
+
+/// Bits of a tag that its frontend may use; above them is the frontend's number.
+const TAG_BITS: u32 = 56;
+/// Number of the NBD server among the frontends.
+const NBD: u64 = 1;
+
+/// Addresses of the members.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Members {
+    addresses: [Option<Address>; MEMBERS_MAX],
+}
+
+impl Members {
+    /// Sets a member's address.
+    pub(crate) fn set(&mut self, member: MemberId, address: Address) {
+        self.addresses[member.index()] = Some(address);
+    }
+
+    /// A member's address.
+    pub(crate) fn get(&self, member: MemberId) -> Option<&Address> {
+        self.addresses[member.index()].as_ref()
+    }
+}
+
+/// What an [`EngineHost`] is made of.
+#[derive(Debug)]
+pub(crate) struct Parts {
+    pub(crate) engine: Engine,
+    pub(crate) nbd: NbdServer,
+    pub(crate) members: Members,
+    pub(crate) nbd_listeners: Vec<ListenerId>,
+    pub(crate) admin_listeners: Vec<ListenerId>,
+    pub(crate) supervisor: Supervisor,
+    pub(crate) name: String,
+    pub(crate) uris: Vec<String>,
+}
+
+/// Whose connection it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Owner {
+    Replica,
+    Nbd,
+    Admin,
+}
+
+/// The engine process.
+#[derive(Debug)]
+pub(crate) struct EngineHost {
+    pub(super) parts: Parts,
+    pub(super) admin: AdminServer,
+    pub(super) started: Monotonic,
+    /// Requests that the engine was too full for, oldest first.
+    pub(super) pending: VecDeque<Request>,
+    owners: BTreeMap<ConnId, Owner>,
+    engine_out: Outbox<Action>,
+    nbd_out: Outbox<FrontendAction>,
+    /// The engine has taken something since its last `settle`.
+    unsettled: bool,
+    slow: Vec<ConnId>,
+    told_mode: Option<Mode>,
+    told_loss: Option<u32>,
+    ending: Option<Ending>,
+}
+
+/// The engine is done; the process leaves when its last bytes are sent.
+#[derive(Clone, Copy, Debug)]
+struct Ending {
+    exit: Exit,
+    until: Monotonic,
+}
+
+impl EngineHost {
+    /// Wires the parts together.
+    pub(crate) fn new(parts: Parts, now: Monotonic) -> EngineHost {
+        EngineHost {
+            parts,
+            admin: AdminServer::default(),
+            started: now,
+            pending: VecDeque::new(),
+            owners: BTreeMap::new(),
+            engine_out: Outbox::default(),
+            nbd_out: Outbox::default(),
+            unsettled: true,
+            slow: Vec::new(),
+            told_mode: None,
+            told_loss: None,
+            ending: None,
+        }
+    }
+
+    /// Tells the supervisor that the process listens.
+    pub(crate) fn announce(&mut self) {
+        self.parts.supervisor.tell(&News::Ready);
+    }
+
+    /// How the process ends.
+    pub(crate) fn exit(&self) -> Exit {
+        self.ending.map_or(Exit::Failed, |ending| ending.exit)
+    }
+
+    fn engine(&mut self, io: &mut Io, event: Event<'_>) {
+        let now = io.now();
+        self.unsettled = true;
+        self.parts
+            .engine
+            .step(now, event, io.arena(), &mut self.engine_out.fill);
+    }
+
+    fn nbd(&mut self, io: &mut Io, event: FrontendEvent<'_>) {
+        let now = io.now();
+        self.parts
+            .nbd
+            .step(now, event, io.arena(), &mut self.nbd_out.fill);
+    }
+
+    /// Carries out what the machines have asked for, until they ask for nothing more. Each action
+    /// of one brings a bounded number of the other, so it ends.
+    fn pump(&mut self, io: &mut Io) {
+        loop {
+            if let Some(list) = self.engine_out.take() {
+                for at in 0..list.list().len() {
+                    self.engine_action(io, &list, list.list()[at]);
+                }
+                self.engine_out.done(list);
+            } else if let Some(list) = self.nbd_out.take() {
+                for at in 0..list.list().len() {
+                    self.nbd_action(io, &list, list.list()[at]);
+                }
+                self.nbd_out.done(list);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn engine_action(
+        &mut self,
+        io: &mut Io,
+        list: &trilith_block::Actions<Action>,
+        action: Action,
+    ) {
+        match action {
+            Action::Dial { member } => self.dial(io, member),
+            Action::Send {
+                conn,
+                head,
+                payload,
+            } => io.send(conn, list.get(head), payload),
+            Action::Close { conn } => io.close(conn, false),
+            Action::Complete(completion) => self.complete(io, completion),
+            Action::ModeChanged(_) => {}
+            Action::Exit(reason) => self.end(io, reason),
+        }
+    }
+
+    fn dial(&mut self, io: &mut Io, member: MemberId) {
+        // The engine knows only members that came with an address.
+        let Some(address) = self.parts.members.get(member) else {
+            return;
+        };
+        let conn = io.dial(address, DIAL_TIME_MAX);
+        self.owners.insert(conn, Owner::Replica);
+        self.engine(io, Event::Dialled { member, conn });
+    }
+
+    fn nbd_action(
+        &mut self,
+        io: &mut Io,
+        list: &trilith_block::Actions<FrontendAction>,
+        action: FrontendAction,
+    ) {
+        match action {
+            FrontendAction::Submit(mut request) => {
+                debug_assert!(
+                    request.tag.0 >> TAG_BITS == 0,
+                    "tag {:?} is too long",
+                    request.tag
+                );
+                request.tag = Tag(request.tag.0 | NBD << TAG_BITS);
+                self.submit(io, request);
+            }
+            FrontendAction::Send {
+                conn,
+                head,
+                payload,
+            } => io.send(conn, list.get(head), payload),
+            FrontendAction::Close { conn } => io.close(conn, true),
+        }
+    }
+
+    /// Gives a request to the engine, behind those that wait already.
+    fn submit(&mut self, io: &mut Io, request: Request) {
+        if self.pending.is_empty() {
+            self.unsettled = true;
+            let now = io.now();
+            let Err(back) = self.parts.engine.submit(now, request, io.arena()) else {
+                return;
+            };
+            self.pending.push_back(back);
+        } else if self.pending.len() < PENDING_REQUESTS_MAX {
+            self.pending.push_back(request);
+        } else {
+            if let Some(data) = request.data {
+                io.arena().release(data.buf);
+            }
+            self.complete(
+                io,
+                Completion {
+                    tag: request.tag,
+                    result: Err(ErrorKind::Io),
+                },
+            );
+        }
+    }
+
+    fn retry_pending(&mut self, io: &mut Io) {
+        while let Some(request) = self.pending.pop_front() {
+            let now = io.now();
+            match self.parts.engine.submit(now, request, io.arena()) {
+                Ok(()) => self.unsettled = true,
+                Err(back) => {
+                    self.pending.push_front(back);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn complete(&mut self, io: &mut Io, mut completion: Completion) {
+        debug_assert_eq!(
+            completion.tag.0 >> TAG_BITS,
+            NBD,
+            "only one frontend submits"
+        );
+        completion.tag = Tag(completion.tag.0 & ((1 << TAG_BITS) - 1));
+        self.nbd(io, FrontendEvent::Complete(completion));
+    }
+
+    /// The engine is done for ever: clients are told, then the process leaves.
+    fn end(&mut self, io: &mut Io, reason: ExitReason) {
+        let exit = match reason {
+            ExitReason::Fenced => Exit::Fenced,
+            ExitReason::Stopped { .. } | ExitReason::SteppedDown => Exit::Done,
+        };
+        tracing::info!(?reason, "engine ends");
+        self.ending = Some(Ending {
+            exit,
+            until: io.now().after(DRAIN_TIME_MAX),
+        });
+        for listener in self.parts.nbd_listeners.drain(..) {
+            io.stop_listening(listener);
+        }
+        for request in std::mem::take(&mut self.pending) {
+            if let Some(data) = request.data {
+                io.arena().release(data.buf);
+            }
+            let completion = Completion {
+                tag: request.tag,
+                result: Err(ErrorKind::Fenced),
+            };
+            self.complete(io, completion);
+        }
+        self.nbd(io, FrontendEvent::Serving(false));
+    }
+
+    fn operator(&mut self, io: &mut Io, operator: Operator) {
+        self.engine(io, Event::Operator(operator));
+        self.pump(io);
+    }
+
+    /// Tells the supervisor, and the log, what has changed.
+    fn tell_changes(&mut self) {
+        let mode = self.parts.engine.mode();
+        if self.told_mode != Some(mode) {
+            self.told_mode = Some(mode);
+            let (state, detail) = super::report::words(mode);
+            tracing::info!(state, "volume is {state}: {detail}");
+            self.parts
+                .supervisor
+                .tell(&News::State(format!("{state} {detail}")));
+        }
+        let loss = self.parts.engine.loss();
+        // Before the operator has accepted a loss, clients are still bound to the epoch before.
+        let accepted = mode != Mode::Waiting(Waiting::LossAccepted);
+        if let (true, Some(loss), true) = (accepted, loss, loss != self.told_loss) {
+            self.told_loss = Some(loss);
+            self.parts.supervisor.tell(&News::Loss(loss));
+        }
+    }
+
+    fn answer(&mut self, io: &mut Io, conn: ConnId, request: Ask) {
+        let answer = match request {
+            Ok(request) => self.route(io, &request),
+            Err(status) => Answer::text(status, "expected a GET or POST request of HTTP/1.1"),
+        };
+        io.send(conn, &answer.to_bytes(), None);
+        io.close(conn, true);
+    }
+
+    fn route(&mut self, io: &mut Io, request: &HttpRequest) -> Answer {
+        match (request.method, request.target.as_str()) {
+            (Method::Get, "/status") => self.status_answer(io),
+            (Method::Get, "/metrics") => self.metrics_answer(io),
+            (Method::Post, "/volume/accept-loss") => {
+                if self.parts.engine.mode() != Mode::Waiting(Waiting::LossAccepted) {
+                    return Answer::text(Status::Conflict, "no loss waits to be accepted");
+                }
+                self.operator(io, Operator::AcceptLoss);
+                Answer::text(Status::Ok, "loss accepted")
+            }
+            (Method::Post, "/volume/step-down") => {
+                self.operator(io, Operator::StepDown);
+                Answer::text(Status::Ok, "engine steps down")
+            }
+            (_, "/status" | "/metrics" | "/volume/accept-loss" | "/volume/step-down") => {
+                Answer::text(Status::BadMethod, "expected another method")
+            }
+            _ => Answer::text(
+                Status::NotFound,
+                "expected /status, /metrics or /volume/...",
+            ),
+        }
+    }
+
+    fn settle_machines(&mut self, io: &mut Io, now: Monotonic) {
+        for _ in 0..SETTLE_ROUNDS_MAX {
+            self.retry_pending(io);
+            self.unsettled = false;
+            self.parts
+                .engine
+                .settle(now, io.arena(), &mut self.engine_out.fill);
+            self.pump(io);
+            self.parts
+                .nbd
+                .settle(now, io.arena(), &mut self.nbd_out.fill);
+            self.pump(io);
+            if !self.unsettled {
+                return;
+            }
+        }
+    }
+}
+
+impl Handler for EngineHost {
+    fn accepted(&mut self, io: &mut Io, listener: ListenerId, conn: ConnId) {
+        let owner = if self.parts.nbd_listeners.contains(&listener) {
+            Owner::Nbd
+        } else if self.parts.admin_listeners.contains(&listener)
+            && self.admin.accepted(io.now(), conn)
+        {
+            Owner::Admin
+        } else {
+            return io.close(conn, false);
+        };
+        self.owners.insert(conn, owner);
+    }
+
+    fn stream(&mut self, io: &mut Io, conn: ConnId, event: StreamEvent<'_>) {
+        let Some(owner) = self.owners.get(&conn).copied() else {
+            return;
+        };
+        if event == StreamEvent::Closed {
+            self.owners.remove(&conn);
+        }
+        match owner {
+            Owner::Replica => self.engine(io, Event::Stream(conn, event)),
+            Owner::Nbd => self.nbd(io, FrontendEvent::Stream(conn, event)),
+            Owner::Admin => {
+                if let Some(request) = self.admin.stream(conn, event) {
+                    self.answer(io, conn, request);
+                }
+            }
+        }
+        self.pump(io);
+    }
+
+    fn want(&mut self, io: &mut Io, conn: ConnId) -> Want {
+        match self.owners.get(&conn) {
+            Some(Owner::Replica) => self.parts.engine.want(conn, io.arena()),
+            Some(Owner::Nbd) => self.parts.nbd.want(conn, io.arena()),
+            Some(Owner::Admin) => self.admin.want(conn),
+            None => Want::Pause,
+        }
+    }
+
+    fn disk(&mut self, _io: &mut Io, _done: DiskDone) {}
+
+    fn settle(&mut self, io: &mut Io, now: Monotonic) {
+        self.settle_machines(io, now);
+        self.admin.settle(now, &mut self.slow);
+        for conn in self.slow.drain(..) {
+            io.close(conn, false);
+        }
+        self.tell_changes();
+        if let Some(ending) = self.ending {
+            let clients = self.owners.values().any(|owner| *owner != Owner::Replica);
+            if !clients || ending.until <= now {
+                io.stop();
+            }
+        }
+    }
+
+    fn deadline(&self) -> Option<Monotonic> {
+        // What was left unsettled by a full round goes on at once.
+        let rest = self.unsettled.then_some(Monotonic(0));
+        [
+            rest,
+            self.parts.engine.deadline(),
+            self.parts.nbd.deadline(),
+            self.admin.deadline(),
+            self.ending.map(|ending| ending.until),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    fn signal(&mut self, io: &mut Io, signal: Signal) {
+        match signal {
+            Signal::Terminate | Signal::Interrupt => self.operator(io, Operator::Stop),
+            Signal::Hangup | Signal::Child | Signal::User1 => {}
+        }
+    }
+
+    fn message(&mut self, io: &mut Io, message: Message) {
+        match message.downcast::<Command>().map(|command| *command) {
+            Ok(Command::Grant(span)) => {
+                let until = io.now().after(span);
+                self.engine(io, Event::Grant { until });
+                self.pump(io);
+            }
+            Ok(Command::Stop) => self.operator(io, Operator::Stop),
+            Err(_) => {}
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The store's disk operations on the loop's files, for a running replica and for formatting.
+//!
+//! What a file system cannot do is done another way here, so that the store need not know: a range
+//! that cannot be punched or zeroed is overwritten with zeroes, space that cannot be reserved is
+//! not reserved, and what lies beyond the end of a file reads as zeroes.
+
+use crate::limits::ZERO_STEP_BYTES;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use trilith_block::{BufSlice, Buffers};
+use trilith_replica::store::{DiskError, DiskOp, DiskTag, FileRole};
+use trilith_runtime::{self as runtime, DiskDone, DiskRequest, Errno, FileId, Io};
+
+/// A completion for the store.
+pub(crate) type Completed = (DiskTag, Result<(), DiskError>);
+
+/// A range that is being overwritten with zeroes.
+#[derive(Clone, Copy, Debug)]
+struct Overwrite {
+    role: FileRole,
+    next: u64,
+    end: u64,
+}
+
+/// The files of a store.
+#[derive(Debug)]
+pub(crate) struct StoreDisk {
+    meta: FileId,
+    data: FileId,
+    /// Operations that found the loop's queue full, oldest first. The store limits its own.
+    waiting: VecDeque<(DiskTag, DiskOp)>,
+    /// Operations in flight whose completion needs more than its result.
+    reads: BTreeMap<DiskTag, BufSlice>,
+    gaps: BTreeMap<DiskTag, (FileRole, u64, u64)>,
+    reservations: BTreeSet<DiskTag>,
+    overwrites: BTreeMap<DiskTag, Overwrite>,
+    zeroes: Option<BufSlice>,
+}
+
+impl StoreDisk {
+    /// A store on two files, or twice the same device.
+    pub(crate) fn new(meta: FileId, data: FileId) -> StoreDisk {
+        StoreDisk {
+            meta,
+            data,
+            waiting: VecDeque::new(),
+            reads: BTreeMap::new(),
+            gaps: BTreeMap::new(),
+            reservations: BTreeSet::new(),
+            overwrites: BTreeMap::new(),
+            zeroes: None,
+        }
+    }
+
+    /// Operations that wait for a place in the loop's queue.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    fn file(&self, role: FileRole) -> FileId {
+        match role {
+            FileRole::Meta => self.meta,
+            FileRole::Data => self.data,
+        }
+    }
+
+    /// Starts an operation, behind those that wait.
+    pub(crate) fn start(&mut self, io: &mut Io, tag: DiskTag, op: DiskOp) {
+        if !self.waiting.is_empty() || !self.try_start(io, tag, op) {
+            self.waiting.push_back((tag, op));
+        }
+    }
+
+    /// Starts what waits, as far as there is room.
+    pub(crate) fn retry(&mut self, io: &mut Io) {
+        while let Some((tag, op)) = self.waiting.pop_front() {
+            if !self.try_start(io, tag, op) {
+                self.waiting.push_front((tag, op));
+                return;
+            }
+        }
+    }
+
+    fn try_start(&mut self, io: &mut Io, tag: DiskTag, op: DiskOp) -> bool {
+        let (role, request) = match op {
+            DiskOp::Read { role, offset, buf } => (role, runtime::DiskOp::Read { offset, buf }),
+            DiskOp::Write {
+                role,
+                offset,
+                buf,
+                dsync,
+            } => (role, runtime::DiskOp::Write { offset, buf, dsync }),
+            DiskOp::Flush { role } => (role, runtime::DiskOp::Flush),
+            DiskOp::Allocate { role, offset, len } => {
+                (role, runtime::DiskOp::Allocate { offset, len })
+            }
+            DiskOp::PunchHole { role, offset, len } => {
+                (role, runtime::DiskOp::PunchHole { offset, len })
+            }
+            DiskOp::ZeroRange { role, offset, len } => {
+                (role, runtime::DiskOp::ZeroRange { offset, len })
+            }
+        };
+        if io
+            .disk(
+                self.file(role),
+                DiskRequest {
+                    op: request,
+                    token: tag.0,
+                },
+            )
+            .is_err()
+        {
+            return false;
+        }
+        match op {
+            DiskOp::Read { buf, .. } => {
+                self.reads.insert(tag, buf);
+            }
+            DiskOp::PunchHole { role, offset, len } | DiskOp::ZeroRange { role, offset, len } => {
+                self.gaps.insert(tag, (role, offset, len));
+            }
+            DiskOp::Allocate { .. } => {
+                self.reservations.insert(tag);
+            }
+            DiskOp::Write { .. } | DiskOp::Flush { .. } => {}
+        }
+        true
+    }
+
+    /// What a completion of the loop means for the store. `None`: the operation goes on.
+    pub(crate) fn done(&mut self, io: &mut Io, done: DiskDone) -> Option<Completed> {
+        let tag = DiskTag(done.token);
+        if let Some(buf) = self.reads.remove(&tag) {
+            return Some((
+                tag,
+                done.result.map(|n| fill_rest(io, buf, n)).map_err(kind),
+            ));
+        }
+        if self.overwrites.contains_key(&tag) {
+            return match done.result {
+                Ok(_) => self.overwrite(io, tag),
+                Err(error) => {
+                    self.overwrites.remove(&tag);
+                    Some((tag, Err(kind(error))))
+                }
+            };
+        }
+        let unsupported = done.result == Err(Errno::NOT_SUPPORTED);
+        if let Some((role, offset, len)) = self.gaps.remove(&tag).filter(|_| unsupported) {
+            self.overwrites.insert(
+                tag,
+                Overwrite {
+                    role,
+                    next: offset,
+                    end: offset + len,
+                },
+            );
+            return self.overwrite(io, tag);
+        }
+        if self.reservations.remove(&tag) && unsupported {
+            return Some((tag, Ok(())));
+        }
+        Some((tag, done.result.map(|_| ()).map_err(kind)))
+    }
+
+    /// Writes the next zeroes of a range. `Some` when it is over.
+    fn overwrite(&mut self, io: &mut Io, tag: DiskTag) -> Option<Completed> {
+        let range = *self.overwrites.get(&tag)?;
+        let left = range
+            .end
+            .saturating_sub(range.next)
+            .min(u64::from(ZERO_STEP_BYTES));
+        let left = u32::try_from(left).unwrap_or(0);
+        if left == 0 {
+            self.overwrites.remove(&tag);
+            return Some((tag, Ok(())));
+        }
+        let started = self.zeroes(io).is_some_and(|zeroes| {
+            let op = runtime::DiskOp::Write {
+                offset: range.next,
+                buf: zeroes.slice(0, left),
+                dsync: false,
+            };
+            io.disk(self.file(range.role), DiskRequest { op, token: tag.0 })
+                .is_ok()
+        });
+        if !started {
+            // No memory or no place: the store treats the entry as failed and tries it again.
+            self.overwrites.remove(&tag);
+            return Some((tag, Err(DiskError::Io)));
+        }
+        if let Some(range) = self.overwrites.get_mut(&tag) {
+            range.next += u64::from(left);
+        }
+        None
+    }
+
+    fn zeroes(&mut self, io: &mut Io) -> Option<BufSlice> {
+        if self.zeroes.is_none() {
+            let buf = io.arena().alloc(ZERO_STEP_BYTES)?;
+            io.arena().bytes_mut(buf).fill(0);
+            self.zeroes = Some(buf);
+        }
+        self.zeroes
+    }
+}
+
+/// A read that ended short ended at the end of the file.
+fn fill_rest(io: &mut Io, buf: BufSlice, found: u32) {
+    if found < buf.len {
+        io.arena()
+            .bytes_mut(buf.slice(found, buf.len - found))
+            .fill(0);
+    }
+}
+
+fn kind(error: Errno) -> DiskError {
+    if error.is_no_space() {
+        DiskError::NoSpace
+    } else {
+        DiskError::Io
+    }
+}

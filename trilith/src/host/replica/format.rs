@@ -1,0 +1,209 @@
+//! Makes the store of a new replica, in a directory or on a block device.
+
+use crate::host::replica::disk::StoreDisk;
+use anyhow::{Context, bail, ensure};
+use core::time::Duration;
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use trilith_block::{ConnId, MemberId, MemberSet, Monotonic, StreamEvent, Uuid, Want};
+use trilith_replica::store::{DiskError, Format, FormatParams, Geometry, StoreOut};
+use trilith_runtime::{
+    DataFile, DiskDone, FileKind, Handler, Io, ListenerId, Loop, OpenFile, Signal,
+};
+
+/// Name of the metadata file. It gets this name when the store is complete.
+pub(crate) const META: &str = "vol.meta";
+/// Name of the data file.
+pub(crate) const DATA: &str = "vol.data";
+/// Name of the metadata file while the store is being made.
+const META_NEW: &str = "vol.meta.new";
+
+/// What a new replica is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct New {
+    pub(crate) volume: Uuid,
+    pub(crate) replica: Uuid,
+    pub(crate) member: usize,
+    pub(crate) replicas: usize,
+    pub(crate) capacity: u64,
+}
+
+/// True when a complete store was made in the directory once.
+pub(crate) fn is_formatted(dir: &Path) -> bool {
+    dir.join(META).exists()
+}
+
+/// Makes a store in a directory. Crash argument: until the last step there is no `vol.meta`, so
+/// what an interrupted format leaves is made anew by the next one.
+///
+/// # Errors
+/// When the directory holds a store already, or something cannot be written.
+pub(crate) fn directory(turns: &mut Loop, dir: &Path, new: &New) -> anyhow::Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .with_context(|| format!("make directory {}", dir.display()))?;
+    ensure!(
+        !is_formatted(dir),
+        "expected no store in {}, found {META}",
+        dir.display()
+    );
+    let open = |name: &str| {
+        DataFile::open(&OpenFile {
+            create: true,
+            ..OpenFile::existing(dir.join(name))
+        })
+    };
+    let data = open(DATA)?;
+    data.set_len(0)?;
+    data.set_len(new.capacity)?;
+    let meta = open(META_NEW)?;
+    meta.set_len(0)?;
+    let params = params(new, false)?;
+    meta.set_len(params.layout().meta_bytes)?;
+    meta.allocate(0, params.layout().meta_bytes)?;
+    data.sync()?;
+    let (meta, data) = (turns.io().adopt(meta)?, turns.io().adopt(data)?);
+    let result = format(turns, &params, StoreDisk::new(meta, data));
+    turns.io().close_file(meta);
+    turns.io().close_file(data);
+    result?;
+    std::fs::rename(dir.join(META_NEW), dir.join(META)).context("name the new store")?;
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .context("make the new store durable")
+}
+
+/// Makes a store on a block device. All that is on it is lost.
+///
+/// # Errors
+/// When it is no device, too small, or cannot be written.
+pub(crate) fn device(turns: &mut Loop, path: &Path, new: &New) -> anyhow::Result<()> {
+    let file = DataFile::open(&OpenFile::existing(path))?;
+    if file.kind() != FileKind::Device {
+        bail!("expected a directory or a block device, found a file");
+    }
+    let params = params(new, true)?;
+    let layout = params.layout();
+    let wanted = layout.data_offset + new.capacity;
+    let found = file.len()?;
+    ensure!(
+        wanted <= found,
+        "expected a device of at least {wanted} bytes, found {found}"
+    );
+    let file = turns.io().adopt(file)?;
+    let result = format(turns, &params, StoreDisk::new(file, file));
+    turns.io().close_file(file);
+    result
+}
+
+/// Parameters with the layout that follows from them.
+struct Params(FormatParams);
+
+impl Params {
+    fn layout(&self) -> trilith_replica::store::Layout {
+        let peers = self.0.voters.count().saturating_sub(1);
+        let same = self.0.same_device;
+        trilith_replica::store::Layout::new(&self.0.geometry, self.0.capacity, peers, same)
+    }
+}
+
+fn params(new: &New, device: bool) -> anyhow::Result<Params> {
+    let member = MemberId::new(new.member)
+        .filter(|member| member.index() < new.replicas)
+        .with_context(|| {
+            format!(
+                "expected a member below {}, found {}",
+                new.replicas, new.member
+            )
+        })?;
+    Ok(Params(FormatParams {
+        volume: new.volume,
+        replica: new.replica,
+        member,
+        voters: MemberSet::first(new.replicas),
+        capacity: new.capacity,
+        geometry: Geometry::DEFAULT,
+        same_device: device,
+        // What a device holds is not known; a new file reads zero.
+        zero_data: device,
+        volatile_cache: true,
+    }))
+}
+
+/// Runs the machine that formats.
+#[derive(Debug)]
+struct Formatter {
+    machine: Format,
+    out: StoreOut,
+    disk: StoreDisk,
+    result: Option<Result<(), DiskError>>,
+    interrupted: bool,
+}
+
+fn format(turns: &mut Loop, params: &Params, disk: StoreDisk) -> anyhow::Result<()> {
+    let mut out = StoreOut::new();
+    let machine = Format::new(&params.0, turns.io().arena(), &mut out)
+        .context("expected a size that a store can have")?;
+    let mut formatter = Formatter {
+        machine,
+        out,
+        disk,
+        result: None,
+        interrupted: false,
+    };
+    formatter.start(turns.io());
+    loop {
+        match formatter.result {
+            None if formatter.interrupted => bail!("interrupted"),
+            None => turns.turn(&mut formatter, Duration::MAX)?,
+            Some(Ok(())) => return Ok(()),
+            Some(Err(DiskError::NoSpace)) => bail!("no space left"),
+            Some(Err(DiskError::Io)) => bail!("the device cannot be written"),
+        }
+    }
+}
+
+impl Formatter {
+    fn start(&mut self, io: &mut Io) {
+        for (tag, op) in self.out.ops.drain(..) {
+            self.disk.start(io, tag, op);
+        }
+        self.out.events.clear();
+    }
+}
+
+impl Handler for Formatter {
+    fn accepted(&mut self, io: &mut Io, _listener: ListenerId, conn: ConnId) {
+        io.close(conn, false);
+    }
+
+    fn stream(&mut self, _io: &mut Io, _conn: ConnId, _event: StreamEvent<'_>) {}
+
+    fn want(&mut self, _io: &mut Io, _conn: ConnId) -> Want {
+        Want::Pause
+    }
+
+    fn disk(&mut self, io: &mut Io, done: DiskDone) {
+        if let Some((tag, result)) = self.disk.done(io, done) {
+            let ended = self
+                .machine
+                .disk_done(tag, result, io.arena(), &mut self.out);
+            self.result = self.result.or(ended);
+        }
+        self.disk.retry(io);
+        self.start(io);
+    }
+
+    fn settle(&mut self, _io: &mut Io, _now: Monotonic) {}
+
+    fn deadline(&self) -> Option<Monotonic> {
+        None
+    }
+
+    fn signal(&mut self, _io: &mut Io, _signal: Signal) {
+        self.interrupted = true;
+    }
+}

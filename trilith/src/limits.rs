@@ -1,0 +1,72 @@
+//! Maxima of this crate: unit, reason, and what happens when one is reached.
+
+use core::time::Duration;
+
+/// Longest head of an admin request, in bytes. Reached: 431 and the connection is closed.
+pub(crate) const HTTP_HEAD_BYTES_MAX: usize = 4096;
+/// Longest body of an admin request, in bytes. Reached: 413 and the connection is closed.
+pub(crate) const HTTP_BODY_BYTES_MAX: usize = 1024;
+/// Admin connections open at once. Reached: a new one is closed.
+pub(crate) const HTTP_CONNECTIONS_MAX: usize = 16;
+/// Time that an admin connection may take for its request. Reached: it is closed.
+pub(crate) const HTTP_REQUEST_TIME_MAX: Duration = Duration::from_secs(5);
+/// Longest answer that `status` and friends read from an admin endpoint, in bytes. Reached: error.
+pub(crate) const HTTP_ANSWER_BYTES_MAX: u64 = 4 << 20;
+/// Time that an admin endpoint may take to answer. Reached: it counts as not answering.
+pub(crate) const HTTP_ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// How often `status --watch` asks.
+pub(crate) const WATCH_PERIOD: Duration = Duration::from_secs(1);
+
+/// Longest line between `up` and its children, in bytes. Reached: the rest is cut off.
+pub(crate) const LINE_BYTES_MAX: usize = 4096;
+
+/// First pause before a crashed child is started again.
+pub(crate) const RESTART_PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Longest pause before a crashed child is started again.
+pub(crate) const RESTART_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// A child that ran this long starts again with the shortest pause.
+pub(crate) const HEALTHY_AFTER: Duration = Duration::from_secs(10);
+/// Time that the engine gets to drain and seal, and the replicas to close. Reached: SIGKILL.
+pub(crate) const STOP_TIME_MAX: Duration = Duration::from_secs(20);
+/// How long `up` waits for the engine of an `up` that has died to let go of the volume.
+pub(crate) const OLD_ENGINE_WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// How long one grant of exclusive reading lasts (M13). It ends by itself when `up` hangs.
+pub(crate) const GRANT_TIME: Duration = Duration::from_secs(15);
+/// How often `up` renews it.
+pub(crate) const GRANT_RENEWAL: Duration = Duration::from_secs(5);
+
+/// How long a replica waits for the lock of its data file, that is for the last write of its
+/// predecessor to land (K1). Reached: it exits and its supervisor tries again.
+pub(crate) const DATA_LOCK_WAIT_MAX: Duration = Duration::from_secs(30);
+/// How often a replica measures the room on its file system.
+pub(crate) const SPACE_CHECK_PERIOD: Duration = Duration::from_secs(10);
+/// Time that a dial of a replica may take. The engine has a limit of its own for dial and handshake.
+pub(crate) const DIAL_TIME_MAX: Duration = Duration::from_secs(2);
+/// Rounds in which machines settle within one turn. Reached: the next turn does not sleep.
+pub(crate) const SETTLE_ROUNDS_MAX: usize = 4;
+/// Time in which a stopping process must have sent its last bytes. Reached: it exits anyway.
+pub(crate) const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// Bytes of zeroes written at once where a range cannot be punched or zeroed otherwise.
+pub(crate) const ZERO_STEP_BYTES: u32 = 256 * 1024;
+
+/// Requests that wait because the engine is full. Frontends have lower limits of their own.
+pub(crate) const PENDING_REQUESTS_MAX: usize = 65_536;
+/// Longest state file read, in bytes. Reached: it is refused.
+pub(crate) const STATE_BYTES_MAX: u64 = 64 << 10;
+/// Length of a volume's secret, in bytes.
+pub(crate) const SECRET_BYTES: usize = 32;
+/// Longest name of a volume, in bytes.
+pub(crate) const NAME_BYTES_MAX: usize = 128;
+
+/// Upper bounds of the latency buckets, in microseconds. Fixed, so that series of different
+/// versions can be added.
+pub(crate) const LATENCY_BUCKETS_US: [u64; 24] = [
+    10, 20, 35, 50, 75, 100, 150, 200, 350, 500, 750, 1_000, 1_500, 2_000, 3_500, 5_000, 10_000,
+    20_000, 50_000, 100_000, 200_000, 500_000, 1_000_000, 10_000_000,
+];
+
+const _: () = assert!(GRANT_RENEWAL.as_secs() * 2 < GRANT_TIME.as_secs());
+const _: () = assert!(RESTART_PAUSE_MIN.as_millis() < RESTART_PAUSE_MAX.as_millis());

@@ -1,0 +1,348 @@
+//! `trilith status`: asks the admin endpoints of a volume's processes and shows what they say.
+
+use crate::admin::api::{EngineReport, Latency, MemberReport, ReplicaReport};
+use crate::admin::client;
+use crate::cli::StatusArgs;
+use crate::exit::{Exit, setup};
+use crate::limits::WATCH_PERIOD;
+use crate::output;
+use crate::text::{bytes_text, micros_text, span_text};
+use crate::up::supervisor::ChildId;
+use crate::up::{VolumeState, layout};
+use anyhow::Context;
+use comfy_table::{Table, presets};
+use core::time::Duration;
+use serde::{Deserialize, Serialize};
+use std::fmt::Write;
+use std::path::Path;
+use std::sync::mpsc::sync_channel;
+
+/// A replica, asked directly.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+struct ReplicaAnswer {
+    member: usize,
+    report: Option<ReplicaReport>,
+    /// Why there is no report.
+    error: Option<String>,
+}
+
+/// The volume as a whole.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+struct VolumeReport {
+    name: String,
+    uuid: String,
+    size_bytes: u64,
+    /// What the engine says, or stopped.
+    state: String,
+    detail: String,
+    /// Term, 0 without an engine.
+    term: u64,
+    /// Bytes that replicas lack.
+    dirty_bytes: u64,
+    /// Bytes copied by rebuilds since the engine started.
+    rebuild_bytes: u64,
+}
+
+/// `trilith status --json`.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+struct Report {
+    volume: VolumeReport,
+    engine: Option<EngineReport>,
+    replicas: Vec<ReplicaAnswer>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When there is no volume in the directory.
+pub(crate) fn run(args: &StatusArgs) -> anyhow::Result<Exit> {
+    // Paths of sockets are relative to the directory, whatever its length.
+    std::env::set_current_dir(&args.dir)
+        .with_context(|| format!("enter {}", args.dir.display()))
+        .map_err(setup)?;
+    let (_keep, never) = sync_channel::<()>(0);
+    loop {
+        let report = gather().map_err(setup)?;
+        let text = if args.json {
+            serde_json::to_string_pretty(&report)? + "\n"
+        } else {
+            table(&report)
+        };
+        // Home and erase below: the terminal shows the new text where the old one was.
+        let home = if args.watch && !args.json {
+            "\x1b[H\x1b[J"
+        } else {
+            ""
+        };
+        output::print(&format!("{home}{text}"));
+        if !args.watch {
+            return Ok(Exit::Done);
+        }
+        // Nobody ever sends: this is the pause.
+        if never.recv_timeout(WATCH_PERIOD).is_ok() {
+            return Ok(Exit::Done);
+        }
+    }
+}
+
+fn ask<T: for<'a> Deserialize<'a>>(child: ChildId) -> anyhow::Result<T> {
+    let text = client::ask(&layout::admin_address(child), "GET", "/status")?;
+    serde_json::from_str(&text).context("read the answer")
+}
+
+fn gather() -> anyhow::Result<Report> {
+    let state = VolumeState::read(Path::new("."))?
+        .context("find a volume: expected volume.json in the directory")?;
+    let engine: anyhow::Result<EngineReport> = ask(ChildId::Engine);
+    let (word, detail) = match &engine {
+        Ok(engine) => (engine.state.clone(), engine.detail.clone()),
+        Err(error) => (
+            "stopped".to_owned(),
+            format!("no engine answers: {error:#}"),
+        ),
+    };
+    let replicas = (0..state.replicas.len())
+        .map(|member| match ask(ChildId::Replica(member)) {
+            Ok(report) => ReplicaAnswer {
+                member,
+                report: Some(report),
+                error: None,
+            },
+            Err(error) => ReplicaAnswer {
+                member,
+                report: None,
+                error: Some(format!("{error:#}")),
+            },
+        })
+        .collect();
+    let engine = engine.ok();
+    let of_engine = |value: fn(&EngineReport) -> u64| engine.as_ref().map_or(0, value);
+    let volume = VolumeReport {
+        name: state.name,
+        uuid: state.volume.to_string(),
+        size_bytes: state.size_bytes,
+        state: word,
+        detail,
+        term: of_engine(|engine| engine.term),
+        dirty_bytes: of_engine(|engine| engine.members.iter().map(|m| m.dirty_bytes).sum()),
+        rebuild_bytes: of_engine(|engine| engine.rebuild_bytes),
+    };
+    Ok(Report {
+        volume,
+        engine,
+        replicas,
+    })
+}
+
+fn new_table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_header(header.to_vec());
+    table
+}
+
+fn table(report: &Report) -> String {
+    let volume = &report.volume;
+    let mut text = format!(
+        "Volume {} ({}) is {}: {}\n",
+        volume.name,
+        bytes_text(volume.size_bytes),
+        volume.state,
+        volume.detail
+    );
+    // Writing to a string cannot fail.
+    let mut line = |text_of: String| writeln!(text, "{text_of}").unwrap_or_default();
+    if let Some(engine) = &report.engine {
+        line(format!(
+            "term {}, attach epoch {}, loss epoch {}, position {} (committed {}), up {}",
+            engine.term,
+            engine.attach_epoch,
+            engine.loss,
+            engine.last,
+            engine.commit,
+            span_text(Duration::from_millis(engine.process.uptime_ms))
+        ));
+        line(format!(
+            "{} with {} connections; requests: {} of {} in flight, {} waiting, {} before the engine",
+            engine.nbd.uris.join(" "),
+            engine.nbd.connections,
+            engine.requests,
+            engine.requests_max,
+            engine.requests_waiting,
+            engine.requests_pending
+        ));
+    }
+    line(format!("\n{}", replica_table(report)));
+    if let Some(engine) = &report.engine {
+        line(format!("\n{}", latency_table(engine)));
+    }
+    for replica in &report.replicas {
+        match (&replica.report, &replica.error) {
+            (Some(found), _) if found.window_dir.is_none() => line(format!(
+                "warning: replica {} has no tmpfs for its window: each restart of it counts as a \
+                 power failure",
+                replica.member
+            )),
+            (None, Some(error)) => line(format!("replica {}: {error}", replica.member)),
+            _ => {}
+        }
+    }
+    text
+}
+
+fn replica_table(report: &Report) -> Table {
+    let mut table = new_table(&[
+        "replica",
+        "role",
+        "link",
+        "lag",
+        "dirty",
+        "rebuild",
+        "write p50/p99/p99.9",
+        "read p50/p99/p99.9",
+        "free",
+        "memory",
+    ]);
+    for replica in &report.replicas {
+        let member = report
+            .engine
+            .as_ref()
+            .and_then(|engine| engine.members.iter().find(|m| m.member == replica.member));
+        let of = |text: fn(&MemberReport) -> String| member.map_or_else(dash, text);
+        let own =
+            |text: fn(&ReplicaReport) -> String| replica.report.as_ref().map_or_else(dash, text);
+        table.add_row(vec![
+            replica.member.to_string(),
+            of(|m| {
+                if m.tainted {
+                    format!("{}, tainted", m.role)
+                } else {
+                    m.role.clone()
+                }
+            }),
+            of(|m| m.link.clone()),
+            of(|m| format!("{} ({})", bytes_text(m.lag_bytes), m.lag_entries)),
+            of(|m| bytes_text(m.dirty_bytes)),
+            of(rebuild_text),
+            of(|m| latency_text(&m.write_latency)),
+            of(|m| latency_text(&m.read_latency)),
+            own(|r| bytes_text(r.free_bytes)),
+            own(|r| bytes_text(r.process.resident_bytes)),
+        ]);
+    }
+    table
+}
+
+fn dash() -> String {
+    "-".to_owned()
+}
+
+fn rebuild_text(member: &MemberReport) -> String {
+    if member.role != "rebuilding" {
+        return dash();
+    }
+    let left = member.rebuild_seconds_left.map_or_else(String::new, |s| {
+        format!(", {} left", span_text(Duration::from_secs(s)))
+    });
+    let all = member.rebuilt_bytes + member.dirty_bytes;
+    let percent = (member.rebuilt_bytes * 100).checked_div(all).unwrap_or(100);
+    format!(
+        "{percent} % at {}/s{left}",
+        bytes_text(member.rebuild_bytes_per_second)
+    )
+}
+
+fn latency_text(latency: &Latency) -> String {
+    if latency.count == 0 {
+        return dash();
+    }
+    format!(
+        "{} / {} / {}",
+        micros_text(latency.p50_us),
+        micros_text(latency.p99_us),
+        micros_text(latency.p999_us)
+    )
+}
+
+fn latency_table(engine: &EngineReport) -> Table {
+    let mut table = new_table(&["operation", "stage", "count", "p50", "p99", "p99.9"]);
+    for row in engine.latencies.iter().filter(|row| row.latency.count > 0) {
+        table.add_row(vec![
+            row.operation.clone(),
+            row.stage.clone(),
+            row.latency.count.to_string(),
+            micros_text(row.latency.p50_us),
+            micros_text(row.latency.p99_us),
+            micros_text(row.latency.p999_us),
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report() -> Report {
+        let rebuilding = MemberReport {
+            member: 1,
+            role: "rebuilding".into(),
+            link: "up".into(),
+            dirty_bytes: 3 << 20,
+            rebuilt_bytes: 1 << 20,
+            rebuild_bytes_per_second: 2 << 20,
+            rebuild_seconds_left: Some(61),
+            ..MemberReport::default()
+        };
+        let volume = VolumeReport {
+            name: "vol".into(),
+            size_bytes: 1 << 30,
+            state: "degraded".into(),
+            detail: "a majority".into(),
+            ..VolumeReport::default()
+        };
+        Report {
+            volume,
+            engine: Some(EngineReport {
+                term: 9,
+                members: vec![rebuilding],
+                ..EngineReport::default()
+            }),
+            replicas: vec![
+                ReplicaAnswer {
+                    member: 0,
+                    report: None,
+                    error: Some("gone".into()),
+                },
+                ReplicaAnswer {
+                    member: 1,
+                    report: Some(ReplicaReport::default()),
+                    error: None,
+                },
+            ],
+        }
+    }
+
+    #[test]
+    fn table_shows_state_rebuild_and_what_does_not_answer() {
+        let text = table(&report());
+        for part in [
+            "Volume vol (1 GiB) is degraded: a majority",
+            "term 9",
+            "25 % at 2 MiB/s, 1 min 1 s left",
+            "replica 0: gone",
+            "warning: replica 1 has no tmpfs",
+        ] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn json_comes_back_and_unknown_fields_are_skipped() {
+        let text = serde_json::to_string(&report()).unwrap();
+        assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report());
+        let newer = text.replacen('{', "{\"colour\":\"red\",", 1);
+        assert_eq!(serde_json::from_str::<Report>(&newer).unwrap(), report());
+    }
+}

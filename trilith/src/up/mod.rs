@@ -1,0 +1,285 @@
+//! `trilith up`: a whole volume on one machine. It makes the volume or finds it again, starts its
+//! replicas and its engine, and is the manager of the volume while it lives (M13): it holds the
+//! directory's lock, issues attach epochs and grants exclusive reading.
+
+mod children;
+mod config;
+mod greeting;
+pub(crate) mod layout;
+mod run;
+mod state;
+pub(crate) mod supervisor;
+
+use crate::cli::UpArgs;
+use crate::exit::{Exit, setup};
+use crate::host::process;
+use crate::host::replica::format;
+use crate::limits::{OLD_ENGINE_WAIT_MAX, SECRET_BYTES};
+use crate::text::bytes_text;
+use anyhow::{Context, bail, ensure};
+use config::{Config, Wanted};
+use state::State;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use trilith_block::Uuid;
+use trilith_runtime::{
+    ArenaConfig, Backend, DataFile, Loop, LoopConfig, OpenFile, Signal, boot_id, random_bytes,
+    write_secret,
+};
+
+pub(crate) use state::State as VolumeState;
+
+/// Replicas of a volume when nothing else is said.
+const REPLICAS_DEFAULT: usize = 3;
+/// Name of a volume when nothing else is said.
+const NAME_DEFAULT: &str = "vol";
+
+/// Runs a volume until it is told to stop.
+///
+/// # Errors
+/// When the directory, the flags or the volume in it cannot be used.
+pub(crate) fn run(args: UpArgs, log: &str) -> anyhow::Result<Exit> {
+    let config = Config::new(args, log).map_err(setup)?;
+    let lock = enter(&config.dir).map_err(setup)?;
+    let mut state = find_or_make(&config).map_err(setup)?;
+    let mut arena = ArenaConfig::of_process();
+    // `up` itself moves no data but that of formatting.
+    arena.budget_bytes = 4 << 20;
+    let mut turns = Loop::new(LoopConfig {
+        backend: Backend::Plain,
+        arena,
+    })?;
+    let signals = [
+        Signal::Terminate,
+        Signal::Interrupt,
+        Signal::Hangup,
+        Signal::Child,
+    ];
+    turns.io().catch_signals(&signals)?;
+    if !state.formatted {
+        format_replicas(&mut turns, &mut state).map_err(setup)?;
+    }
+    check_replicas(&state).map_err(setup)?;
+    wait_for_old_engine().map_err(setup)?;
+    tracing::info!(
+        dir = %config.dir.display(),
+        volume = %state.volume,
+        name = state.name,
+        size = bytes_text(state.size_bytes),
+        replicas = state.replicas.len(),
+        nbd = %config.nbd,
+        backend = config.backend.name(),
+        window_dir = ?config.window_dir,
+        "effective configuration"
+    );
+    let children = children::Children::new(turns.io().waker())?;
+    let now = turns.io().now();
+    let mut up = run::Up::new(config, state, Uuid(boot_id()?), children, now);
+    turns.run(&mut up)?;
+    drop(lock);
+    Ok(up.exit())
+}
+
+/// Makes the directory if need be, works in it from now on, and locks it.
+fn enter(dir: &Path) -> anyhow::Result<std::fs::File> {
+    let make = |path: &Path| {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .with_context(|| format!("make directory {}", path.display()))
+    };
+    make(dir)?;
+    std::env::set_current_dir(dir).with_context(|| format!("enter {}", dir.display()))?;
+    let foreign = !Path::new(layout::STATE).exists() && !Path::new(layout::LOCK).exists();
+    if foreign && Path::new(".").read_dir()?.next().is_some() {
+        bail!(
+            "use {}: expected an empty directory or that of a volume, found other files",
+            dir.display()
+        );
+    }
+    let taken = format!("another `trilith up` runs in {}", dir.display());
+    let lock = process::lock_file(Path::new(layout::LOCK), &taken)?;
+    make(Path::new(layout::RUN))?;
+    Ok(lock)
+}
+
+fn find_or_make(config: &Config) -> anyhow::Result<State> {
+    let here = Path::new(".");
+    if let Some(state) = State::read(here)? {
+        agree(&state, &config.wanted)
+            .with_context(|| format!("use the volume in {}", config.dir.display()))?;
+        return Ok(state);
+    }
+    let Some(size_bytes) = config.wanted.size_bytes else {
+        bail!(
+            "make a volume in {}: expected --size, such as --size 10GiB",
+            config.dir.display()
+        );
+    };
+    let mut secret = [0; SECRET_BYTES];
+    random_bytes(&mut secret)?;
+    write_secret(Path::new(layout::SECRET), &secret)?;
+    let count = config.wanted.replicas.unwrap_or(REPLICAS_DEFAULT);
+    let replicas = (0..count)
+        .map(|_| process::new_uuid())
+        .collect::<anyhow::Result<_>>()?;
+    let state = State {
+        name: config
+            .wanted
+            .name
+            .clone()
+            .unwrap_or_else(|| NAME_DEFAULT.to_owned()),
+        volume: process::new_uuid()?,
+        size_bytes,
+        replicas,
+        formatted: false,
+        attach_epoch: 0,
+        engine: None,
+        boot: Uuid(boot_id()?),
+        loss: Some(0),
+    };
+    state.write(here)?;
+    Ok(state)
+}
+
+/// A volume keeps the size, the replicas and the name that it was made with.
+fn agree(state: &State, wanted: &Wanted) -> anyhow::Result<()> {
+    if let Some(size) = wanted.size_bytes {
+        ensure!(
+            size == state.size_bytes,
+            "expected --size {} ({} bytes), as it was made, or none; found {} ({size} bytes)",
+            bytes_text(state.size_bytes),
+            state.size_bytes,
+            bytes_text(size)
+        );
+    }
+    if let Some(replicas) = wanted.replicas {
+        let made = state.replicas.len();
+        ensure!(
+            replicas == made,
+            "expected --replicas {made}, as it was made, or none; found {replicas}"
+        );
+    }
+    if let Some(name) = &wanted.name {
+        let made = &state.name;
+        ensure!(
+            name == made,
+            "expected --name {made}, as it was made, or none; found {name}"
+        );
+    }
+    Ok(())
+}
+
+/// Formats the replicas that an interrupted first `up` has left out.
+fn format_replicas(turns: &mut Loop, state: &mut State) -> anyhow::Result<()> {
+    for (member, id) in state.replicas.iter().enumerate() {
+        let dir = layout::replica_dir(member);
+        if format::is_formatted(&dir) {
+            continue;
+        }
+        let new = format::New {
+            volume: state.volume,
+            replica: *id,
+            member,
+            replicas: state.replicas.len(),
+            capacity: state.size_bytes,
+        };
+        format::directory(turns, &dir, &new)
+            .with_context(|| format!("format replica {member} in {}", dir.display()))?;
+    }
+    state.formatted = true;
+    state.write(Path::new("."))
+}
+
+/// A replica whose files are gone is not made anew in silence: an empty replica must not vote as if
+/// it were the old one.
+fn check_replicas(state: &State) -> anyhow::Result<()> {
+    let lost: Vec<usize> = (0..state.replicas.len())
+        .filter(|member| !format::is_formatted(&layout::replica_dir(*member)))
+        .collect();
+    let majority = state.replicas.len() / 2 + 1;
+    if state.replicas.len() - lost.len() < majority {
+        bail!(
+            "find replicas: expected at least {majority} of {}, found none of {lost:?}",
+            state.replicas.len()
+        );
+    }
+    for member in lost {
+        tracing::error!(member, "replica is lost: its directory has no store");
+    }
+    Ok(())
+}
+
+/// An engine of an `up` that was killed may still be on its way out. Its lock is free when it is
+/// dead, and only then may another attach epoch be issued (M13).
+fn wait_for_old_engine() -> anyhow::Result<()> {
+    let how = OpenFile {
+        path: layout::ENGINE_LOCK.into(),
+        write: true,
+        create: true,
+        create_new: false,
+        direct: false,
+        lock: Some(OLD_ENGINE_WAIT_MAX),
+    };
+    DataFile::open(&how).context("wait for the engine of an `up` that has died")?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> State {
+        State {
+            name: "vol".into(),
+            volume: Uuid([1; 16]),
+            size_bytes: 1 << 30,
+            replicas: vec![Uuid([2; 16]); 3],
+            formatted: true,
+            attach_epoch: 0,
+            engine: None,
+            boot: Uuid([3; 16]),
+            loss: None,
+        }
+    }
+
+    #[test]
+    fn what_was_said_must_agree_with_what_was_made() {
+        let state = state();
+        assert!(agree(&state, &Wanted::default()).is_ok());
+        let same = Wanted {
+            size_bytes: Some(1 << 30),
+            replicas: Some(3),
+            name: Some("vol".into()),
+        };
+        assert!(agree(&state, &same).is_ok());
+        for (wanted, text) in [
+            (
+                Wanted {
+                    size_bytes: Some(2 << 30),
+                    ..same.clone()
+                },
+                "expected --size 1 GiB",
+            ),
+            (
+                Wanted {
+                    replicas: Some(5),
+                    ..same.clone()
+                },
+                "expected --replicas 3",
+            ),
+            (
+                Wanted {
+                    name: Some("x".into()),
+                    ..same.clone()
+                },
+                "expected --name vol",
+            ),
+        ] {
+            let error = agree(&state, &wanted).unwrap_err().to_string();
+            assert!(error.starts_with(text), "{error}");
+        }
+    }
+}

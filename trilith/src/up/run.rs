@@ -1,0 +1,299 @@
+//! `up` while it runs: a handler of the loop that has no connections, only signals, timers and news
+//! of its children.
+
+use crate::control::{Command as Word, News};
+use crate::exit::Exit;
+use crate::host::process::new_uuid;
+use crate::limits::{GRANT_RENEWAL, GRANT_TIME};
+use crate::output;
+use crate::up::children::{Children, Heard};
+use crate::up::config::Config;
+use crate::up::state::State;
+use crate::up::supervisor::{ChildId, Do, Supervisor};
+use crate::up::{greeting::Greeting, layout};
+use std::ffi::OsString;
+use std::path::Path;
+use trilith_block::{ConnId, Monotonic, StreamEvent, Uuid, Want};
+use trilith_runtime::{DiskDone, Handler, Io, ListenerId, Message, Signal};
+
+/// `up`.
+#[derive(Debug)]
+pub(crate) struct Up {
+    config: Config,
+    state: State,
+    boot: Uuid,
+    children: Children,
+    supervisor: Supervisor,
+    grant_at: Option<Monotonic>,
+    greeted: bool,
+    exit: Exit,
+    orders: Vec<Do>,
+    ended: Vec<(ChildId, Exit)>,
+}
+
+impl Up {
+    /// Everything is prepared; the children start with the first `settle`.
+    pub(crate) fn new(
+        config: Config,
+        state: State,
+        boot: Uuid,
+        children: Children,
+        now: Monotonic,
+    ) -> Up {
+        let supervisor = Supervisor::new(now, state.replicas.len());
+        Up {
+            config,
+            state,
+            boot,
+            children,
+            supervisor,
+            grant_at: None,
+            greeted: false,
+            exit: Exit::Failed,
+            orders: Vec::new(),
+            ended: Vec::new(),
+        }
+    }
+
+    /// How it ends.
+    pub(crate) fn exit(&self) -> Exit {
+        self.exit
+    }
+
+    fn start(&mut self, now: Monotonic, id: ChildId) {
+        let args = match id {
+            ChildId::Replica(member) => self.replica_args(member),
+            ChildId::Engine => self.engine_args(),
+        };
+        let started = args.and_then(|args| self.children.start(id, &args));
+        match started {
+            Ok(()) => {
+                self.supervisor.started(now, id);
+                if id == ChildId::Engine {
+                    self.grant(now);
+                }
+            }
+            Err(error) => {
+                tracing::error!(child = %id, "{error:#}");
+                self.supervisor.ended(now, id, Exit::Failed);
+            }
+        }
+    }
+
+    /// Paths but those of sockets are absolute, so that a list of processes tells whose they are.
+    fn path(&self, name: impl AsRef<Path>) -> impl std::fmt::Display {
+        self.config.home.join(name).display().to_string()
+    }
+
+    fn shared_args(&self, id: ChildId) -> Vec<OsString> {
+        let name = match id {
+            ChildId::Replica(_) => "replica",
+            ChildId::Engine => "engine",
+        };
+        let mut args = Args::new(name);
+        args.set("--log", &self.config.log);
+        args.set("--backend", self.config.backend.name());
+        args.set("--admin", layout::admin_address(id));
+        args.set("--supervisor", std::process::id());
+        args.set("--secret-file", self.path(layout::SECRET));
+        args.0
+    }
+
+    fn replica_args(&self, member: usize) -> anyhow::Result<Vec<OsString>> {
+        let mut args = Args(self.shared_args(ChildId::Replica(member)));
+        args.set("--dir", self.path(layout::replica_dir(member)));
+        args.set("--listen", layout::replica_address(member));
+        args.set("--volume", self.state.volume);
+        args.set("--member", member);
+        if let Some(id) = self.state.replicas.get(member) {
+            args.set("--id", id);
+        }
+        if let Some(dir) = &self.config.window_dir {
+            args.set("--window-dir", dir.display());
+        }
+        Ok(args.0)
+    }
+
+    /// Arguments of the next engine: its attach epoch and identity are durable before they are used.
+    fn engine_args(&mut self) -> anyhow::Result<Vec<OsString>> {
+        let mut next = self.state.clone();
+        let bound = next.loss_bound(self.boot);
+        let engine = new_uuid()?;
+        let dead = next.next_engine(engine, self.boot);
+        next.write(Path::new("."))?;
+        self.state = next;
+        let mut args = Args(self.shared_args(ChildId::Engine));
+        args.set("--volume", self.state.volume);
+        args.set("--size", self.state.size_bytes);
+        args.set("--name", &self.state.name);
+        args.set("--engine", engine);
+        args.set("--attach-epoch", self.state.attach_epoch);
+        args.set("--lock", self.path(layout::ENGINE_LOCK));
+        args.set("--nbd", &self.config.nbd);
+        if let Some(dead) = dead {
+            args.set("--supersedes", dead);
+        }
+        if let Some(loss) = bound {
+            args.set("--loss", loss);
+        }
+        for member in 0..self.state.replicas.len() {
+            args.set(
+                "--replica",
+                format!("{member}={}", layout::replica_address(member)),
+            );
+        }
+        Ok(args.0)
+    }
+
+    /// M13: no other engine starts while this one lives, since only this process (which holds the
+    /// lock of the directory) starts any, and only after the one before has been reaped.
+    fn grant(&mut self, now: Monotonic) {
+        self.children.tell(ChildId::Engine, Word::Grant(GRANT_TIME));
+        self.grant_at = Some(now.after(GRANT_RENEWAL));
+    }
+
+    fn heard(&mut self, heard: &Heard) {
+        if !self.children.is(heard.child, heard.pid) {
+            return;
+        }
+        match &heard.news {
+            News::Ready => {
+                self.supervisor.ready(heard.child);
+                if heard.child == ChildId::Engine && !self.greeted {
+                    self.greeted = true;
+                    self.greet();
+                }
+            }
+            News::State(state) => {
+                output::print(&format!("Volume {} is {state}\n", self.state.name));
+            }
+            News::Loss(loss) => self.loss(*loss),
+        }
+    }
+
+    fn greet(&self) {
+        let greeting = Greeting {
+            name: &self.state.name,
+            size_bytes: self.state.size_bytes,
+            replicas: self.state.replicas.len(),
+            nbd: &self.config.nbd,
+            dir: &self.config.dir,
+        };
+        output::print(&greeting.text());
+    }
+
+    fn loss(&mut self, loss: u32) {
+        if self.state.loss == Some(loss) {
+            return;
+        }
+        let next = State {
+            loss: Some(loss),
+            ..self.state.clone()
+        };
+        match next.write(Path::new(".")) {
+            Ok(()) => self.state = next,
+            // The next engine is told the old epoch, so a loss waits for the operator once more.
+            Err(error) => tracing::error!(loss, "cannot remember the loss epoch: {error:#}"),
+        }
+    }
+
+    fn obey(&mut self, io: &mut Io, now: Monotonic) {
+        let mut orders = std::mem::take(&mut self.orders);
+        loop {
+            self.supervisor.settle(now, &mut orders);
+            if orders.is_empty() {
+                break;
+            }
+            for order in orders.drain(..) {
+                match order {
+                    Do::Start(id) => self.start(now, id),
+                    Do::Stop(id) => self.children.stop(id),
+                    Do::Kill(id) => {
+                        tracing::warn!(child = %id, "child does not stop in time and is killed");
+                        self.children.kill(id);
+                    }
+                    Do::Leave(exit) => {
+                        self.exit = exit;
+                        io.stop();
+                    }
+                }
+            }
+        }
+        self.orders = orders;
+    }
+}
+
+impl Handler for Up {
+    fn accepted(&mut self, io: &mut Io, _listener: ListenerId, conn: ConnId) {
+        io.close(conn, false);
+    }
+
+    fn stream(&mut self, _io: &mut Io, _conn: ConnId, _event: StreamEvent<'_>) {}
+
+    fn want(&mut self, _io: &mut Io, _conn: ConnId) -> Want {
+        Want::Pause
+    }
+
+    fn disk(&mut self, _io: &mut Io, _done: DiskDone) {}
+
+    fn settle(&mut self, io: &mut Io, now: Monotonic) {
+        if self.grant_at.is_some_and(|at| at <= now) {
+            self.grant(now);
+        }
+        self.obey(io, now);
+    }
+
+    fn deadline(&self) -> Option<Monotonic> {
+        [self.supervisor.deadline(), self.grant_at]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn signal(&mut self, io: &mut Io, signal: Signal) {
+        match signal {
+            Signal::Child => {
+                let mut ended = std::mem::take(&mut self.ended);
+                self.children.reap(&mut ended);
+                for (id, exit) in ended.drain(..) {
+                    if id == ChildId::Engine {
+                        self.grant_at = None;
+                    }
+                    self.supervisor.ended(io.now(), id, exit);
+                    let restarts = self.supervisor.restarts(id);
+                    tracing::info!(child = %id, ?exit, restarts, "child has ended");
+                }
+                self.ended = ended;
+            }
+            Signal::Terminate | Signal::Interrupt | Signal::Hangup => {
+                if !self.supervisor.is_stopping() {
+                    output::print(
+                        "Stopping: the engine drains and seals, then the replicas close\n",
+                    );
+                }
+                self.supervisor.stop(Exit::Done);
+            }
+            Signal::User1 => {}
+        }
+    }
+
+    fn message(&mut self, _io: &mut Io, message: Message) {
+        if let Ok(heard) = message.downcast::<Heard>() {
+            self.heard(&heard);
+        }
+    }
+}
+
+/// Arguments of a child.
+struct Args(Vec<OsString>);
+
+impl Args {
+    fn new(command: &str) -> Args {
+        Args(vec![command.into()])
+    }
+
+    fn set(&mut self, flag: &str, value: impl std::fmt::Display) {
+        self.0.push(flag.into());
+        self.0.push(value.to_string().into());
+    }
+}
