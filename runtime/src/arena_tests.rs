@@ -132,3 +132,44 @@ fn checksum_is_castagnoli_and_continues() {
     assert_eq!(arena.fill_crc32c(filled, &copied, 5), expected);
     assert_eq!(arena.bytes(filled), copied);
 }
+
+/// True when `act` panics, as it must on a bug of the caller.
+fn panics(act: impl FnOnce()) -> bool {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).is_err()
+}
+
+#[test]
+fn bugs_of_the_caller_are_caught() {
+    let mut arena = arena(1);
+    let slice = arena.alloc(8192).unwrap();
+    assert!(
+        panics(|| drop(arena.bytes(BufSlice { len: 8193, ..slice }).to_vec())),
+        "too long"
+    );
+    let reading = arena.lend(slice.slice(0, 4096), false);
+    assert!(
+        panics(|| arena.bytes_mut(slice).fill(1)),
+        "written while the kernel reads"
+    );
+    arena.give_back(reading);
+    let filling = arena.lend(slice.slice(0, 4096), true);
+    assert!(
+        panics(|| drop(arena.bytes(slice.slice(4095, 2)).to_vec())),
+        "read while filled"
+    );
+    assert!(
+        panics(|| arena.copy(slice.slice(0, 10), slice.slice(5000, 10))),
+        "copied from"
+    );
+    arena.give_back(filling);
+    assert!(
+        panics(|| arena.copy(slice.slice(0, 10), slice.slice(5, 10))),
+        "overlap"
+    );
+    arena.release(slice.buf);
+    assert!(panics(|| arena.release(slice.buf)), "released twice");
+    assert!(
+        panics(|| drop(arena.bytes(slice).to_vec())),
+        "used after its release"
+    );
+}

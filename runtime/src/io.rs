@@ -217,7 +217,8 @@ impl Io {
         }
     }
 
-    /// Connections there are, those still closing included.
+    /// Connections there are, those included whose `Closed` has been delivered but whose peer has not
+    /// ended yet (at most [`crate::limits::LINGER_TIME_MAX`]).
     pub fn connections(&self) -> usize {
         self.conns.len()
     }
@@ -227,7 +228,8 @@ impl Io {
         u64::from(self.registered) * u64::from(SUPER_BLOCK_BYTES)
     }
 
-    /// Ends [`crate::Loop::run`] after this turn.
+    /// Ends [`crate::Loop::run`] after this turn. Queued output is not waited for: to end well, stop
+    /// listening, close the connections with `drain`, and stop once each has had its `Closed`.
     pub fn stop(&mut self) {
         self.stopped = true;
     }

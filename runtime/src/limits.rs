@@ -76,6 +76,15 @@ pub const ARENA_BYTES_MAX: u64 = 4 << 30;
 /// Longest secret or small file read, in bytes. Reached: the file is refused.
 pub const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
 
+/// Most bytes that a loop takes with an arena of `arena_bytes` and so many connections, for the memory
+/// budget printed at start: payload lies in the arena, so a connection costs its receive buffer, its
+/// frame heads (kept ones, twice: waiting and flying) and the kernel's pieces of one `sendmsg`.
+pub fn memory_bytes_max(arena_bytes: u64, connections: u64) -> u64 {
+    let connection = RECEIVE_BUFFER_BYTES + 2 * OUTPUT_KEPT_BYTES_MAX + 16 * SEND_PIECES_MAX;
+    let rings = 64 * u64::from(RING_ENTRIES) + 16 * u64::from(RING_COMPLETIONS);
+    arena_bytes + connections * connection as u64 + rings
+}
+
 /// Slot numbers of connections take this many bits of a `ConnId`.
 pub(crate) const CONNECTION_SLOT_BITS: u32 = 16;
 
