@@ -229,13 +229,14 @@ impl Rebuild {
         now: Monotonic,
         baseline_p99: Duration,
     ) -> Rebuild {
+        let rate = RateController::new(config.rate, baseline_p99);
         Rebuild {
             config,
             picker: Picker::new(dirty, config.capacity_bytes),
             copies: Vec::with_capacity(config.copies_max),
             next_token: 1,
-            rate: RateController::new(config.rate, baseline_p99),
-            bucket: Bucket::new(now),
+            bucket: Bucket::new(now, rate.bytes_per_second()),
+            rate,
             now,
             copied: ChunkMap::new(),
             copied_at: now,
@@ -305,12 +306,19 @@ impl Rebuild {
         self.picker.undefer(self.now);
         self.bucket.refill(self.now, self.rate.bytes_per_second());
         while self.running() < self.config.copies_max.max(1) && self.bucket.is_open() {
-            let Some(range) = self.picker.pick(self.config.copy_bytes_max) else { break };
+            let Some(range) = self.picker.pick(self.config.copy_bytes_max) else {
+                break;
+            };
             self.bucket.take(range.bytes());
             let token = self.next_token;
             self.next_token += 1;
-            let copy =
-                Copy { token, range, stage: Stage::Locking, locked_until: None, void: false };
+            let copy = Copy {
+                token,
+                range,
+                stage: Stage::Locking,
+                locked_until: None,
+                void: false,
+            };
             match self.copies.iter().position(|c| c.stage == Stage::Free) {
                 Some(at) => self.copies[at] = copy,
                 None => self.copies.push(copy),
@@ -348,7 +356,10 @@ impl Rebuild {
         } else {
             None
         };
-        [locks, start, flush, self.picker.deferred_until()].into_iter().flatten().min()
+        [locks, start, flush, self.picker.deferred_until()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Must be asked for every data entry, in stream order, when its idx is given: how is it sent
@@ -426,7 +437,9 @@ impl Rebuild {
         }
         let passed = now.since(self.started_at).as_nanos();
         let nanos = passed * u128::from(self.bytes_left()) / u128::from(self.bytes_copied);
-        Some(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)))
+        Some(Duration::from_nanos(
+            u64::try_from(nanos).unwrap_or(u64::MAX),
+        ))
     }
 
     /// Ends the rebuild (target lost, engine stops) and tells what the member may lack: everything
@@ -441,11 +454,16 @@ impl Rebuild {
     }
 
     fn running(&self) -> usize {
-        self.copies.iter().filter(|c| c.stage != Stage::Free).count()
+        self.copies
+            .iter()
+            .filter(|c| c.stage != Stage::Free)
+            .count()
     }
 
     fn find(&self, token: u64, stage: Stage) -> Option<usize> {
-        self.copies.iter().position(|c| c.token == token && c.stage == stage)
+        self.copies
+            .iter()
+            .position(|c| c.token == token && c.stage == stage)
     }
 
     fn flush_is_due(&self) -> bool {
@@ -465,7 +483,10 @@ impl Rebuild {
         copy.locked_until = Some(self.now.after(self.config.lock_hold));
         // What was routed before the lock was granted has reached the source.
         copy.void = false;
-        out.push(RebuildStep::Read { token, range: copy.range });
+        out.push(RebuildStep::Read {
+            token,
+            range: copy.range,
+        });
     }
 
     fn read_done(
@@ -500,13 +521,20 @@ impl Rebuild {
         if bytes.is_none() {
             let chunks = u64::from(range.chunk_mask().count_ones());
             let cost = range.bytes().min(chunks * ZERO_CHUNK_COST);
-            self.bucket.refund(range.bytes() - cost, self.rate.bytes_per_second());
+            self.bucket
+                .refund(range.bytes() - cost, self.rate.bytes_per_second());
         }
-        out.push(RebuildStep::Copy { token, range, data: bytes });
+        out.push(RebuildStep::Copy {
+            token,
+            range,
+            data: bytes,
+        });
     }
 
     fn copy_done(&mut self, token: u64, status: EntryStatus, out: &mut Vec<RebuildStep>) {
-        let Some(at) = self.find(token, Stage::Copying) else { return };
+        let Some(at) = self.find(token, Stage::Copying) else {
+            return;
+        };
         let copy = self.copies[at];
         match status {
             EntryStatus::Done if !copy.void => {
@@ -543,7 +571,8 @@ impl Rebuild {
     /// The copy is over and brought nothing: its chunks are tried again after a pause, others
     /// first.
     fn give_up(&mut self, at: usize, out: &mut Vec<RebuildStep>) {
-        self.picker.failed(self.copies[at].range, self.now.after(self.defer));
+        self.picker
+            .failed(self.copies[at].range, self.now.after(self.defer));
         self.defer = (self.defer * 2).min(DEFER_MAX);
         self.end(at, out);
     }

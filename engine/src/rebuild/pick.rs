@@ -1,5 +1,6 @@
 //! Which chunks are copied next: hinted ones first, else in rising order round and round, adjacent
-//! ones of an extent together. Chunks being copied and chunks whose copy just failed are passed by.
+//! ones of an extent together. Chunks being copied and chunks whose copy just failed are passed by;
+//! the latter are later copied one by one.
 
 use super::HOT_MAX;
 use alloc::collections::VecDeque;
@@ -16,6 +17,8 @@ pub(super) struct Picker {
     /// Not before `deferred_until`.
     deferred: ChunkMap,
     deferred_until: Monotonic,
+    /// Their copy failed: copied alone, so that a busy chunk holds up no other.
+    single: ChunkMap,
     hot: VecDeque<BlockRange>,
     /// First chunk to look at.
     cursor: (ExtentNo, u32),
@@ -31,6 +34,7 @@ impl Picker {
             busy: ChunkMap::new(),
             deferred: ChunkMap::new(),
             deferred_until: Monotonic(0),
+            single: ChunkMap::new(),
             hot: VecDeque::with_capacity(HOT_MAX),
             cursor: (ExtentNo(0), 0),
         }
@@ -45,7 +49,11 @@ impl Picker {
     }
 
     pub(super) fn mark(&mut self, range: BlockRange) {
-        debug_assert!(range.end() <= self.capacity, "{range:?} is beyond {:?}", self.capacity);
+        debug_assert!(
+            range.end() <= self.capacity,
+            "{range:?} is beyond {:?}",
+            self.capacity
+        );
         self.dirty.add_range(range);
     }
 
@@ -60,6 +68,7 @@ impl Picker {
         let (extent, mask) = (range.start.extent(), range.chunk_mask());
         self.busy.remove_mask(extent, mask);
         self.dirty.remove_mask(extent, mask);
+        self.single.remove_mask(extent, mask);
     }
 
     /// The copy of this range brought nothing: not again before `until`.
@@ -70,6 +79,7 @@ impl Picker {
             self.deferred_until = until;
         }
         self.deferred.add_mask(extent, mask);
+        self.single.add_mask(extent, mask);
     }
 
     pub(super) fn undefer(&mut self, now: Monotonic) {
@@ -84,7 +94,9 @@ impl Picker {
 
     /// True when a pick would find something. Cost: linear in the extents being copied or deferred.
     pub(super) fn has_ready(&self) -> bool {
-        self.dirty.iter().any(|(extent, mask)| mask & !self.passed_by(extent) != 0)
+        self.dirty
+            .iter()
+            .any(|(extent, mask)| mask & !self.passed_by(extent) != 0)
     }
 
     fn passed_by(&self, extent: ExtentNo) -> ChunkMask {
@@ -116,7 +128,11 @@ impl Picker {
         } else {
             let after = ExtentNo(extent.0.saturating_add(1));
             let ready = |(extent, mask)| (extent, mask & !self.passed_by(extent));
-            let first = self.dirty.iter_from(after).map(ready).find(|(_, mask)| *mask != 0);
+            let first = self
+                .dirty
+                .iter_from(after)
+                .map(ready)
+                .find(|(_, mask)| *mask != 0);
             first.or_else(|| self.dirty.iter().map(ready).find(|(_, mask)| *mask != 0))
         };
         let (extent, mask) = found?;
@@ -132,9 +148,16 @@ impl Picker {
 
     fn take(&mut self, extent: ExtentNo, mask: ChunkMask, longest: u32) -> BlockRange {
         let first = mask.trailing_zeros();
-        let count = (mask >> first).trailing_ones().min(longest);
+        let single = self.single.mask(extent);
+        let count = if single >> first & 1 == 1 {
+            1
+        } else {
+            ((mask & !single) >> first).trailing_ones().min(longest)
+        };
         let start = chunk_range(extent, first).start;
-        let end = chunk_range(extent, first + count - 1).end().min(self.capacity);
+        let end = chunk_range(extent, first + count - 1)
+            .end()
+            .min(self.capacity);
         let blocks = Blocks(u32::try_from(end.0 - start.0).unwrap_or(0));
         let range = BlockRange::new(start, blocks);
         self.busy.add_mask(extent, range.chunk_mask());

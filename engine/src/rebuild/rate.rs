@@ -17,7 +17,7 @@ const QUEUE_DEPTH_PRESSURE: u32 = 256;
 const COMPLETED_MIN: u64 = 20;
 /// What the p99 may rise above 3/2 of the baseline: noise of fast devices.
 const SLACK: Duration = Duration::from_millis(1);
-/// The bucket holds what flows in this time, and at least one of the longest copies.
+/// The bucket holds what flows in this time.
 const BURST: Duration = Duration::from_millis(50);
 /// Lowest rate that a configuration can ask for: one chunk a second.
 const RATE_FLOOR: u64 = 64 * 1024;
@@ -33,7 +33,10 @@ pub struct RateConfig {
 
 impl Default for RateConfig {
     fn default() -> Self {
-        RateConfig { bytes_per_second_min: 8 << 20, bytes_per_second_max: 1 << 30 }
+        RateConfig {
+            bytes_per_second_min: 8 << 20,
+            bytes_per_second_max: 1 << 30,
+        }
     }
 }
 
@@ -58,12 +61,17 @@ pub struct RateController {
 }
 
 impl RateController {
-    /// A controller that starts half way. `baseline` is the clients' p99 without the rebuild; zero
+    /// A controller that starts half way between its bounds. `baseline` is the clients' p99 without the rebuild; zero
     /// when unknown (the first interval with enough requests then sets it).
     pub fn new(config: RateConfig, baseline: Duration) -> RateController {
         let min = config.bytes_per_second_min.max(RATE_FLOOR);
         let max = config.bytes_per_second_max.max(min);
-        RateController { min, max, rate: min + (max - min) / 2, baseline }
+        RateController {
+            min,
+            max,
+            rate: min + (max - min) / 2,
+            baseline,
+        }
     }
 
     /// Bytes per second now.
@@ -112,8 +120,12 @@ pub(super) struct Bucket {
 const NANO: i128 = 1_000_000_000;
 
 impl Bucket {
-    pub(super) fn new(now: Monotonic) -> Bucket {
-        Bucket { level: 0, at: now }
+    /// A full bucket.
+    pub(super) fn new(now: Monotonic, rate: u64) -> Bucket {
+        Bucket {
+            level: Self::capacity(rate),
+            at: now,
+        }
     }
 
     fn capacity(rate: u64) -> i128 {
@@ -144,6 +156,8 @@ impl Bucket {
     pub(super) fn opens_at(&self, rate: u64) -> Monotonic {
         let debt = (-self.level).max(0);
         let nanos = (debt + i128::from(rate) - 1) / i128::from(rate.max(1));
-        self.at.after(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)))
+        self.at.after(Duration::from_nanos(
+            u64::try_from(nanos).unwrap_or(u64::MAX),
+        ))
     }
 }

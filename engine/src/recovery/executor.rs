@@ -6,14 +6,12 @@
 //! order of copies does not matter, and a recovery that starts again after a crash half way finds
 //! either the old value or the canonical one, inside what it knows to be in `need`.
 
+use super::Plan;
 use super::plan::clipped_chunk;
 use super::steps::{Failure, Outcome, ReadData, RecoveryConfig, RecoveryEvent, RecoveryStep};
-use super::Plan;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use trilith_block::{
-    BlockRange, Blocks, Buffers, ChunkMap, Lba, MemberId, MemberSet, Monotonic,
-};
+use trilith_block::{BlockRange, Blocks, Buffers, ChunkMap, Lba, MemberId, MemberSet, Monotonic};
 use trilith_wire::EntryStatus;
 
 /// Payload checksum errors of one recovery after which the member is left out.
@@ -113,7 +111,11 @@ impl Recovery {
     /// # Panics
     /// When called a second time (a bug of the caller).
     pub fn start(&mut self, now: Monotonic, out: &mut Vec<RecoveryStep>) {
-        assert!(self.phase == Phase::Idle, "a recovery starts once, found {:?}", self.phase);
+        assert!(
+            self.phase == Phase::Idle,
+            "a recovery starts once, found {:?}",
+            self.phase
+        );
         self.progress_at = now;
         self.phase = Phase::Reconcile;
         // R5: every member that will be touched makes that durable before any REPAIR. The loss
@@ -123,7 +125,10 @@ impl Recovery {
             let touched = self.iss.contains(member) && !self.need(member).is_empty();
             if touched || !self.plan.loss_known.contains(member) {
                 self.waiting = self.waiting.with(member);
-                out.push(RecoveryStep::Reconcile { member, loss: self.plan.loss });
+                out.push(RecoveryStep::Reconcile {
+                    member,
+                    loss: self.plan.loss,
+                });
             }
         }
         self.advance(out);
@@ -139,7 +144,9 @@ impl Recovery {
         out: &mut Vec<RecoveryStep>,
     ) {
         match event {
-            RecoveryEvent::ReadDone { token, result } => self.read_done(now, token, result, data, out),
+            RecoveryEvent::ReadDone { token, result } => {
+                self.read_done(now, token, result, data, out)
+            }
             RecoveryEvent::MemberLost(member) => self.member_lost(member, out),
             RecoveryEvent::ReconcileDone(member) => {
                 if self.phase == Phase::Reconcile && self.waiting.contains(member) {
@@ -152,7 +159,11 @@ impl Recovery {
                 };
                 self.loss_durable = self.loss_durable.with(member);
             }
-            RecoveryEvent::RepairDone { member, token, status } => {
+            RecoveryEvent::RepairDone {
+                member,
+                token,
+                status,
+            } => {
                 self.repair_done(now, member, token, status, out);
             }
             RecoveryEvent::TermStartDone(member) => {
@@ -306,19 +317,32 @@ impl Recovery {
     fn read(&mut self, run: Run, out: &mut Vec<RecoveryStep>) {
         let token = self.next_token;
         self.next_token += 1;
-        let state = JobState::Reading { source: run.source, tried: MemberSet::of(run.source) };
+        let state = JobState::Reading {
+            source: run.source,
+            tried: MemberSet::of(run.source),
+        };
         let job = Job { token, run, state };
-        match self.jobs.iter().position(|j| matches!(j.state, JobState::Free)) {
+        match self
+            .jobs
+            .iter()
+            .position(|j| matches!(j.state, JobState::Free))
+        {
             Some(at) => self.jobs[at] = job,
             None => self.jobs.push(job),
         }
         self.jobs_busy += 1;
-        out.push(RecoveryStep::Read { member: run.source, range: run.range, token });
+        out.push(RecoveryStep::Read {
+            member: run.source,
+            range: run.range,
+            token,
+        });
     }
 
     /// Takes the lowest chunk and splits it into runs of one source. False: no chunk is left.
     fn next_chunk(&mut self) -> bool {
-        let Some((extent, mask)) = self.work.first() else { return false };
+        let Some((extent, mask)) = self.work.first() else {
+            return false;
+        };
         let chunk = mask.trailing_zeros();
         self.work.remove_mask(extent, 1 << chunk);
         let bit = 1u64 << chunk;
@@ -340,7 +364,11 @@ impl Recovery {
             // Where a member is itself the source there is nothing to repair.
             let targets = differing.without(source);
             if !targets.is_empty() {
-                self.runs.push_back(Run { range: BlockRange::new(lba, count), source, targets });
+                self.runs.push_back(Run {
+                    range: BlockRange::new(lba, count),
+                    source,
+                    targets,
+                });
             }
             lba = end;
         }
@@ -348,7 +376,9 @@ impl Recovery {
     }
 
     fn job(&self, token: u64) -> Option<usize> {
-        self.jobs.iter().position(|j| j.token == token && !matches!(j.state, JobState::Free))
+        self.jobs
+            .iter()
+            .position(|j| j.token == token && !matches!(j.state, JobState::Free))
     }
 
     fn free(&mut self, at: usize) {
@@ -393,7 +423,12 @@ impl Recovery {
                 data.retain(slice.buf);
             }
             extra = true;
-            out.push(RecoveryStep::Repair { member, range: run.range, token, data: bytes });
+            out.push(RecoveryStep::Repair {
+                member,
+                range: run.range,
+                token,
+                data: bytes,
+            });
         }
         if left.is_empty() {
             if let Some(slice) = bytes {
@@ -418,8 +453,15 @@ impl Recovery {
             *member != self.plan.base && !self.plan.differing.get(*member).touches(run.range)
         });
         if let Some(source) = other {
-            self.jobs[at].state = JobState::Reading { source, tried: tried.with(source) };
-            out.push(RecoveryStep::Read { member: source, range: run.range, token });
+            self.jobs[at].state = JobState::Reading {
+                source,
+                tried: tried.with(source),
+            };
+            out.push(RecoveryStep::Read {
+                member: source,
+                range: run.range,
+                token,
+            });
             return;
         }
         self.free(at);
@@ -454,7 +496,10 @@ impl Recovery {
             EntryStatus::Done => {}
             EntryStatus::Checksum if self.checksum_errors < CHECKSUM_RETRIES_MAX => {
                 self.checksum_errors += 1;
-                self.runs.push_back(Run { targets: MemberSet::of(member), ..run });
+                self.runs.push_back(Run {
+                    targets: MemberSet::of(member),
+                    ..run
+                });
             }
             EntryStatus::Checksum
             | EntryStatus::Io
@@ -499,8 +544,8 @@ impl Recovery {
             }
             Phase::Reconcile | Phase::Repair => {}
         }
-        let is_source = member == self.plan.base
-            || self.plan.overrides.iter().any(|o| o.source == member);
+        let is_source =
+            member == self.plan.base || self.plan.overrides.iter().any(|o| o.source == member);
         if is_source {
             self.fail(Failure::MemberLost(member), out);
             return;

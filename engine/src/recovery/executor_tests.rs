@@ -18,7 +18,10 @@ struct Bench {
 impl Bench {
     fn new(promises: &[Promise], chunks_in_flight_max: usize) -> Bench {
         let plan = plan(promises, set(&ALL), &super::testing::policy()).unwrap();
-        let config = RecoveryConfig { chunks_in_flight_max, stall: Duration::from_secs(10) };
+        let config = RecoveryConfig {
+            chunks_in_flight_max,
+            stall: Duration::from_secs(10),
+        };
         let mut bench = Bench {
             recovery: Recovery::new(plan, config),
             pool: Pool::default(),
@@ -33,7 +36,8 @@ impl Bench {
     }
 
     fn event(&mut self, event: RecoveryEvent) -> Vec<RecoveryStep> {
-        self.recovery.event(Monotonic(5), event, &mut self.pool, &mut self.out);
+        self.recovery
+            .event(Monotonic(5), event, &mut self.pool, &mut self.out);
         self.steps()
     }
 
@@ -46,17 +50,27 @@ impl Bench {
 
     fn data(&mut self, token: u64, blocks: usize) -> Vec<RecoveryStep> {
         let slice = self.pool.filled(&vec![7; blocks]);
-        self.event(RecoveryEvent::ReadDone { token, result: Ok(ReadData::Bytes(slice)) })
+        self.event(RecoveryEvent::ReadDone {
+            token,
+            result: Ok(ReadData::Bytes(slice)),
+        })
     }
 
     fn repaired(&mut self, m: usize, token: u64, status: EntryStatus) -> Vec<RecoveryStep> {
-        self.event(RecoveryEvent::RepairDone { member: member(m), token, status })
+        self.event(RecoveryEvent::RepairDone {
+            member: member(m),
+            token,
+            status,
+        })
     }
 
     /// What a driver does with the buffers of steps that it drops.
     fn release(&mut self, steps: &[RecoveryStep]) {
         for step in steps {
-            if let RecoveryStep::Repair { data: Some(slice), .. } = step {
+            if let RecoveryStep::Repair {
+                data: Some(slice), ..
+            } = step
+            {
                 self.pool.release(slice.buf);
             }
         }
@@ -65,7 +79,11 @@ impl Bench {
 
 fn reads(steps: &[RecoveryStep]) -> Vec<(usize, BlockRange, u64)> {
     let of = |s: &RecoveryStep| match s {
-        RecoveryStep::Read { member, range, token } => Some((member.index(), *range, *token)),
+        RecoveryStep::Read {
+            member,
+            range,
+            token,
+        } => Some((member.index(), *range, *token)),
         _ => None,
     };
     steps.iter().filter_map(of).collect()
@@ -101,7 +119,11 @@ fn nothing_is_repaired_before_everyone_touched_remembers_it() {
     let mut bench = Bench::new(&three(), 64);
     let first = bench.steps();
     assert_eq!(first.len(), 3);
-    assert!(first.iter().all(|s| matches!(s, RecoveryStep::Reconcile { loss: 0, .. })));
+    assert!(
+        first
+            .iter()
+            .all(|s| matches!(s, RecoveryStep::Reconcile { loss: 0, .. }))
+    );
     assert!(bench.reconciled(&[0, 2]).is_empty());
     // Chunk 0 splits into base, member 2, base; the source itself is no target.
     let got = reads(&bench.reconciled(&[1]));
@@ -122,7 +144,10 @@ fn the_term_starts_when_every_repair_is_done_and_counts_who_answers() {
     bench.steps();
     let got = reads(&bench.reconciled(&[0, 1, 2]));
     for (n, (_, _, token)) in got.iter().enumerate() {
-        let zero = RecoveryEvent::ReadDone { token: *token, result: Ok(ReadData::Zero) };
+        let zero = RecoveryEvent::ReadDone {
+            token: *token,
+            result: Ok(ReadData::Zero),
+        };
         for m in targets(&bench.event(zero)) {
             let steps = bench.repaired(m, *token, EntryStatus::Done);
             assert!(n == 2 || steps.is_empty());
@@ -131,8 +156,19 @@ fn the_term_starts_when_every_repair_is_done_and_counts_who_answers() {
     }
     let steps = bench.steps();
     assert_eq!(starts(&steps), ALL);
-    assert!(matches!(steps[0], RecoveryStep::TermStart { start: Idx(8), loss: 0, .. }));
-    assert!(bench.event(RecoveryEvent::TermStartDone(member(2))).is_empty());
+    assert!(matches!(
+        steps[0],
+        RecoveryStep::TermStart {
+            start: Idx(8),
+            loss: 0,
+            ..
+        }
+    ));
+    assert!(
+        bench
+            .event(RecoveryEvent::TermStartDone(member(2)))
+            .is_empty()
+    );
     assert!(bench.event(RecoveryEvent::MemberLost(member(0))).is_empty());
     let steps = bench.event(RecoveryEvent::TermStartDone(member(1)));
     let outcome = Outcome {
@@ -148,7 +184,10 @@ fn the_term_starts_when_every_repair_is_done_and_counts_who_answers() {
 
 #[test]
 fn equal_members_start_the_term_at_once() {
-    let mut bench = Bench::new(&[promise(0, (1, 0), &ALL, 5), promise(1, (1, 0), &ALL, 5)], 64);
+    let mut bench = Bench::new(
+        &[promise(0, (1, 0), &ALL, 5), promise(1, (1, 0), &ALL, 5)],
+        64,
+    );
     assert_eq!(starts(&bench.steps()), [0, 1]);
 }
 
@@ -158,14 +197,22 @@ fn a_loss_epoch_is_remembered_by_a_majority_first() {
     let mut q = [promise(0, (1, 0), &ALL, 5), promise(1, (1, 0), &ALL, 5)];
     q[0].state.loss = 3;
     let mut bench = Bench::new(&q, 64);
-    assert_eq!(bench.steps(), [RecoveryStep::Reconcile { member: member(1), loss: 3 }]);
+    assert_eq!(
+        bench.steps(),
+        [RecoveryStep::Reconcile {
+            member: member(1),
+            loss: 3
+        }]
+    );
     assert!(bench.recovery.need(member(1)).is_empty());
     assert_eq!(starts(&bench.reconciled(&[1])), [0, 1]);
 }
 
 #[test]
 fn a_lossy_decision_that_no_majority_can_remember_fails() {
-    let q: Vec<Promise> = (0..3).map(|m| promise(m, (1, 0), &ALL, 5).tainted(&[])).collect();
+    let q: Vec<Promise> = (0..3)
+        .map(|m| promise(m, (1, 0), &ALL, 5).tainted(&[]))
+        .collect();
     let mut bench = Bench::new(&q, 64);
     bench.steps();
     assert!(bench.reconciled(&[0]).is_empty());
@@ -182,7 +229,10 @@ fn losing_the_base_or_a_source_ends_it_and_losing_another_does_not() {
         let got = reads(&bench.reconciled(&[0, 1, 2]));
         let steps = bench.event(RecoveryEvent::MemberLost(member(lost)));
         if ends {
-            assert_eq!(steps, [RecoveryStep::Failed(Failure::MemberLost(member(lost)))]);
+            assert_eq!(
+                steps,
+                [RecoveryStep::Failed(Failure::MemberLost(member(lost)))]
+            );
             // What was on its way comes late and is given back.
             assert!(bench.data(got[0].2, 4).is_empty());
         } else {
@@ -201,12 +251,19 @@ fn a_target_that_cannot_write_is_left_out_while_a_majority_remains() {
     bench.steps();
     let got = reads(&bench.reconciled(&[0, 1, 2]));
     assert_eq!(got.len(), 1, "one run in flight");
-    let zero = |token| RecoveryEvent::ReadDone { token, result: Ok(ReadData::Zero) };
+    let zero = |token| RecoveryEvent::ReadDone {
+        token,
+        result: Ok(ReadData::Zero),
+    };
     assert_eq!(targets(&bench.event(zero(got[0].2))), [1, 2]);
     assert!(bench.repaired(1, got[0].2, EntryStatus::NoSpace).is_empty());
     let next = reads(&bench.repaired(2, got[0].2, EntryStatus::Done));
     assert_eq!(next[0].1, range(4, 2));
-    assert_eq!(targets(&bench.event(zero(next[0].2))), [0], "1 is not repaired any more");
+    assert_eq!(
+        targets(&bench.event(zero(next[0].2))),
+        [0],
+        "1 is not repaired any more"
+    );
     let steps = bench.repaired(0, next[0].2, EntryStatus::Io);
     assert_eq!(steps, [RecoveryStep::Failed(Failure::TooFew)]);
 }
@@ -216,14 +273,19 @@ fn a_payload_damaged_on_its_way_is_sent_again() {
     let mut bench = Bench::new(&three(), 1);
     bench.steps();
     let got = reads(&bench.reconciled(&[0, 1, 2]));
-    let zero = |token| RecoveryEvent::ReadDone { token, result: Ok(ReadData::Zero) };
+    let zero = |token| RecoveryEvent::ReadDone {
+        token,
+        result: Ok(ReadData::Zero),
+    };
     bench.event(zero(got[0].2));
     bench.repaired(2, got[0].2, EntryStatus::Done);
     let mut steps = bench.repaired(1, got[0].2, EntryStatus::Checksum);
     for _ in 0..2 {
         let (_, _, token) = reads(&steps)[0];
         bench.event(zero(token));
-        steps = (0..3).flat_map(|m| bench.repaired(m, token, EntryStatus::Done)).collect();
+        steps = (0..3)
+            .flat_map(|m| bench.repaired(m, token, EntryStatus::Done))
+            .collect();
     }
     let (source, blocks, token) = reads(&steps)[0];
     assert_eq!((source, blocks), (0, range(0, 4)));
@@ -241,14 +303,33 @@ fn blocks_that_the_base_cannot_read_come_from_a_member_known_to_be_equal_there()
     let mut bench = Bench::new(&q, 64);
     bench.steps();
     let got = reads(&bench.reconciled(&[0, 1, 2]));
-    assert_eq!(got.iter().map(|r| (r.0, r.1)).collect::<Vec<_>>(), [(0, range(0, 16)), (0, range(64, 16))]);
-    let error = |token| RecoveryEvent::ReadDone { token, result: Err(EntryStatus::Io) };
+    assert_eq!(
+        got.iter().map(|r| (r.0, r.1)).collect::<Vec<_>>(),
+        [(0, range(0, 16)), (0, range(64, 16))]
+    );
+    let error = |token| RecoveryEvent::ReadDone {
+        token,
+        result: Err(EntryStatus::Io),
+    };
     let again = bench.event(error(got[1].2));
-    assert_eq!(again, [RecoveryStep::Read { member: member(2), range: range(64, 16), token: got[1].2 }]);
+    assert_eq!(
+        again,
+        [RecoveryStep::Read {
+            member: member(2),
+            range: range(64, 16),
+            token: got[1].2
+        }]
+    );
     assert!(bench.event(error(got[1].2)).is_empty(), "1 is left out");
     // Chunk 0: nobody may stand in for the base.
     let steps = bench.event(error(got[0].2));
-    assert_eq!(steps, [RecoveryStep::Failed(Failure::Unreadable(member(0), range(0, 16)))]);
+    assert_eq!(
+        steps,
+        [RecoveryStep::Failed(Failure::Unreadable(
+            member(0),
+            range(0, 16)
+        ))]
+    );
 }
 
 #[test]
@@ -256,7 +337,10 @@ fn a_read_of_the_wrong_length_is_an_error() {
     let mut bench = Bench::new(&three()[..2], 64);
     bench.steps();
     let got = reads(&bench.reconciled(&[0, 1]));
-    assert!(matches!(bench.data(got[0].2, 3)[..], [RecoveryStep::Failed(Failure::Unreadable(..))]));
+    assert!(matches!(
+        bench.data(got[0].2, 3)[..],
+        [RecoveryStep::Failed(Failure::Unreadable(..))]
+    ));
     assert_eq!(bench.pool.held(), 0);
 }
 
@@ -266,14 +350,19 @@ fn who_owes_an_answer_for_too_long_counts_as_lost() {
     bench.steps();
     bench.reconciled(&[0, 2]);
     let deadline = bench.recovery.deadline().unwrap();
-    bench.recovery.settle(Monotonic(deadline.0 - 1), &mut bench.out);
+    bench
+        .recovery
+        .settle(Monotonic(deadline.0 - 1), &mut bench.out);
     assert!(bench.out.is_empty());
     bench.recovery.settle(deadline, &mut bench.out);
     let steps = bench.steps();
     assert_eq!(reads(&steps).len(), 3, "it goes on without 1");
     let deadline = bench.recovery.deadline().unwrap();
     bench.recovery.settle(deadline, &mut bench.out);
-    assert!(matches!(bench.steps()[..], [RecoveryStep::Failed(Failure::MemberLost(_))]));
+    assert!(matches!(
+        bench.steps()[..],
+        [RecoveryStep::Failed(Failure::MemberLost(_))]
+    ));
 }
 
 #[test]
@@ -283,8 +372,13 @@ fn a_member_with_little_room_to_choose_from_opens_on_a_minority() {
     let mut bench = Bench::new(&[promise(0, (3, 0), &[0, 2], 9), failed], 64);
     assert_eq!(starts(&bench.steps()), [0]);
     let steps = bench.event(RecoveryEvent::TermStartDone(member(0)));
-    let RecoveryStep::Done(outcome) = steps[0] else { panic!("{steps:?}") };
-    assert_eq!((outcome.iss, outcome.counted), (set(&[0]), MemberSet::of(member(0))));
+    let RecoveryStep::Done(outcome) = steps[0] else {
+        panic!("{steps:?}")
+    };
+    assert_eq!(
+        (outcome.iss, outcome.counted),
+        (set(&[0]), MemberSet::of(member(0)))
+    );
 }
 
 #[test]
@@ -292,11 +386,18 @@ fn answers_nobody_asked_for_change_nothing() {
     let mut bench = Bench::new(&three(), 64);
     bench.steps();
     assert!(bench.repaired(1, 99, EntryStatus::Done).is_empty());
-    assert!(bench.event(RecoveryEvent::TermStartDone(member(1))).is_empty());
+    assert!(
+        bench
+            .event(RecoveryEvent::TermStartDone(member(1)))
+            .is_empty()
+    );
     assert!(bench.data(99, 4).is_empty());
     assert_eq!(bench.pool.held(), 0);
     let got = reads(&bench.reconciled(&[0, 1, 2]));
     assert_eq!(got.len(), 3);
     assert!(bench.reconciled(&[0, 1, 2]).is_empty());
-    assert!(bench.repaired(1, got[0].2, EntryStatus::Done).is_empty(), "it is still being read");
+    assert!(
+        bench.repaired(1, got[0].2, EntryStatus::Done).is_empty(),
+        "it is still being read"
+    );
 }

@@ -18,8 +18,8 @@ mod steps;
 
 pub use executor::Recovery;
 pub use overlay::Override;
-pub use plan::{Blocked, LOSSY_WAIT_DEFAULT, Plan, Policy, SMALL_BYTES_DEFAULT, plan};
 pub(crate) use plan::clip;
+pub use plan::{Blocked, LOSSY_WAIT_DEFAULT, Plan, Policy, SMALL_BYTES_DEFAULT, plan};
 pub use steps::{Failure, Outcome, ReadData, RecoveryConfig, RecoveryEvent, RecoveryStep};
 
 #[cfg(test)]
@@ -29,7 +29,7 @@ mod plan_tests;
 #[cfg(test)]
 mod property_tests;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 /// One chunk map for each member.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

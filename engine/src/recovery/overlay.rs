@@ -28,7 +28,10 @@ impl Accepted {
     /// durable prefix.
     pub(super) fn of(promise: &Promise, void: bool) -> Accepted {
         if void {
-            return Accepted { upto: promise.state.w, above: Vec::new() };
+            return Accepted {
+                upto: promise.state.w,
+                above: Vec::new(),
+            };
         }
         let mut above: Vec<Idx> = promise
             .window
@@ -37,7 +40,10 @@ impl Accepted {
             .map(|record| record.idx)
             .collect();
         above.sort_unstable();
-        Accepted { upto: promise.state.upto.max(promise.state.w), above }
+        Accepted {
+            upto: promise.state.upto.max(promise.state.w),
+            above,
+        }
     }
 
     fn contains(&self, idx: Idx) -> bool {
@@ -68,7 +74,11 @@ pub(super) fn overrides(
             let inside = record.range.in_one_extent() && record.range.end().0 <= capacity_blocks;
             if record.status == SlotStatus::Accepted && inside {
                 let extent = record.range.start.extent();
-                claims.push(Claim { extent, record: *record, member: witness.member });
+                claims.push(Claim {
+                    extent,
+                    record: *record,
+                    member: witness.member,
+                });
             }
         }
     }
@@ -101,7 +111,9 @@ fn append_runs(
     found: &mut Vec<Override>,
 ) {
     for (lba, place) in (first.0..).zip(highest) {
-        let Some((idx, member)) = *place else { continue };
+        let Some((idx, member)) = *place else {
+            continue;
+        };
         if member == base || accepted.contains(idx) {
             continue;
         }
@@ -115,7 +127,10 @@ fn append_runs(
             }
             Some(_) | None => {
                 let range = BlockRange::new(Lba(lba), Blocks(1));
-                found.push(Override { range, source: member });
+                found.push(Override {
+                    range,
+                    source: member,
+                });
             }
         }
     }

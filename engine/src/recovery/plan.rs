@@ -10,9 +10,7 @@ use alloc::vec::Vec;
 use core::cmp::Reverse;
 use core::time::Duration;
 use trilith_block::limits::{BLOCK_SHIFT, CHUNK_BLOCKS};
-use trilith_block::{
-    BlockRange, Blocks, ChunkMap, ExtentNo, Idx, Lba, MemberId, MemberSet, Term,
-};
+use trilith_block::{BlockRange, Blocks, ChunkMap, ExtentNo, Idx, Lba, MemberId, MemberSet, Term};
 use trilith_wire::SlotStatus;
 
 /// Default of [`Policy::small_bytes`]: copied in well under a second.
@@ -132,7 +130,11 @@ impl Voter<'_> {
     /// Up to here it holds everything.
     fn prefix(&self) -> Idx {
         let state = &self.promise.state;
-        if self.void { state.w } else { state.upto.max(state.w) }
+        if self.void {
+            state.w
+        } else {
+            state.upto.max(state.w)
+        }
     }
 
     fn needs_nothing(&self) -> bool {
@@ -158,7 +160,11 @@ pub fn plan(promises: &[Promise], voters: MemberSet, policy: &Policy) -> Result<
     if quorum.count() < majority(voters) {
         return Err(Blocked::NoMajority { missing });
     }
-    let tm = distinct.iter().map(|p| p.state.se.term).max().unwrap_or_default();
+    let tm = distinct
+        .iter()
+        .map(|p| p.state.se.term)
+        .max()
+        .unwrap_or_default();
     let q: Vec<Voter<'_>> = distinct.iter().map(|p| classify(p, tm)).collect();
 
     let lossy = is_lossy(&q, voters, missing);
@@ -168,14 +174,21 @@ pub fn plan(promises: &[Promise], voters: MemberSet, policy: &Policy) -> Result<
     let base = choose_base(&q, lossy).ok_or(Blocked::NoSource { missing })?;
 
     let accepted = Accepted::of(base.promise, base.void);
-    let witnesses: Vec<&Promise> =
-        q.iter().filter(|v| v.in_m && !v.void).map(|v| v.promise).collect();
+    let witnesses: Vec<&Promise> = q
+        .iter()
+        .filter(|v| v.in_m && !v.void)
+        .map(|v| v.promise)
+        .collect();
     let overrides = overrides(&witnesses, base.member(), &accepted, capacity_blocks);
 
     let limbo = limbo(&q, base, tm, lossy, capacity_blocks);
     let differing = differing(&q, voters, base, tm, &limbo, capacity_blocks);
     let highest_loss = q.iter().map(|v| v.promise.state.loss).max().unwrap_or(0);
-    let loss = if lossy { highest_loss.saturating_add(1) } else { highest_loss };
+    let loss = if lossy {
+        highest_loss.saturating_add(1)
+    } else {
+        highest_loss
+    };
     let loss_known = set_of(q.iter().filter(|v| v.promise.state.loss == loss));
     let first_iss = choose_first_iss(&q, voters, base, &differing, policy.small_bytes);
     let start = Idx(highest_idx(&q).0.saturating_add(1));
@@ -208,7 +221,10 @@ fn classify(promise: &Promise, tm: Term) -> Voter<'_> {
         promise,
         void: state.flags.tainted || state.flags.failed,
         in_m: state.se.term == tm && state.iss.contains(promise.member),
-        failed_slot: promise.window.iter().any(|r| r.status == SlotStatus::Failed),
+        failed_slot: promise
+            .window
+            .iter()
+            .any(|r| r.status == SlotStatus::Failed),
     }
 }
 
@@ -226,9 +242,8 @@ fn is_lossy(q: &[Voter<'_>], voters: MemberSet, missing: MemberSet) -> bool {
         .map(|v| (v.promise.state.se, v.promise.state.iss))
         .max_by_key(|(se, _)| *se);
     let unknown = q.iter().filter(|v| {
-        let demoted = newest.is_some_and(|(se, iss)| {
-            v.promise.state.se < se && !iss.contains(v.member())
-        });
+        let demoted =
+            newest.is_some_and(|(se, iss)| v.promise.state.se < se && !iss.contains(v.member()));
         v.in_m && v.void && !demoted
     });
     majority(voters) <= missing.count() + unknown.count()
@@ -249,10 +264,14 @@ fn may_lose(
         return Ok(());
     }
     match policy.lossy_wait {
-        None => Err(Blocked::WaitForMore { missing, left: None }),
-        Some(wait) if policy.waited < wait => {
-            Err(Blocked::WaitForMore { missing, left: Some(wait - policy.waited) })
-        }
+        None => Err(Blocked::WaitForMore {
+            missing,
+            left: None,
+        }),
+        Some(wait) if policy.waited < wait => Err(Blocked::WaitForMore {
+            missing,
+            left: Some(wait - policy.waited),
+        }),
         Some(_) => Ok(()),
     }
 }
@@ -321,7 +340,10 @@ fn differing(
         if member == base.member() {
             continue;
         }
-        for v in q.iter().filter(|v| v.promise.state.se.term == tm && v.member() != member) {
+        for v in q
+            .iter()
+            .filter(|v| v.promise.state.se.term == tm && v.member() != member)
+        {
             map.union(v.promise.dirty.get(member));
         }
         for v in q.iter().filter(|v| v.member() == member) {
@@ -351,7 +373,12 @@ fn choose_first_iss(
         .filter(|v| v.works())
         .map(|v| {
             let bytes = differing.get(v.member()).bytes();
-            (v.failed_slot, v.member() != base.member(), bytes, v.member())
+            (
+                v.failed_slot,
+                v.member() != base.member(),
+                bytes,
+                v.member(),
+            )
         })
         .collect();
     order.sort_unstable();
@@ -398,6 +425,8 @@ pub(crate) fn clip(map: &mut ChunkMap, capacity_blocks: u64) {
 /// The blocks of a chunk that are inside the volume.
 pub(super) fn clipped_chunk(extent: ExtentNo, chunk: u32, capacity_blocks: u64) -> BlockRange {
     let start = extent.first().0 + u64::from(chunk * CHUNK_BLOCKS);
-    let count = capacity_blocks.saturating_sub(start).min(u64::from(CHUNK_BLOCKS));
+    let count = capacity_blocks
+        .saturating_sub(start)
+        .min(u64::from(CHUNK_BLOCKS));
     BlockRange::new(Lba(start), Blocks(u32::try_from(count).unwrap_or(0)))
 }

@@ -19,14 +19,28 @@ fn missing(members: &[usize]) -> MemberSet {
 #[test]
 fn a_minority_of_promises_is_no_plan() {
     let got = plan(&[promise(0, (1, 0), &ALL, 5)], set(&ALL), &policy());
-    assert_eq!(got, Err(Blocked::NoMajority { missing: missing(&[1, 2]) }));
+    assert_eq!(
+        got,
+        Err(Blocked::NoMajority {
+            missing: missing(&[1, 2])
+        })
+    );
 }
 
 #[test]
 fn strangers_and_second_promises_of_a_member_do_not_count() {
-    let two = [promise(0, (1, 0), &ALL, 5), promise(0, (1, 0), &ALL, 9), promise(5, (7, 0), &[5], 5)];
+    let two = [
+        promise(0, (1, 0), &ALL, 5),
+        promise(0, (1, 0), &ALL, 9),
+        promise(5, (7, 0), &[5], 5),
+    ];
     let got = plan(&two, set(&ALL), &policy());
-    assert_eq!(got, Err(Blocked::NoMajority { missing: missing(&[1, 2]) }));
+    assert_eq!(
+        got,
+        Err(Blocked::NoMajority {
+            missing: missing(&[1, 2])
+        })
+    );
 }
 
 #[test]
@@ -48,7 +62,13 @@ fn start_is_above_watermark_tidx_and_window_too() {
         (|p: &mut Promise| p.state.w = Idx(40)) as fn(&mut Promise),
         |p| p.state.tidx = Idx(40),
         |p| p.state.upto = Idx(40),
-        |p| p.window.push(super::testing::record(40, range(0, 1), SlotStatus::Submitted)),
+        |p| {
+            p.window.push(super::testing::record(
+                40,
+                range(0, 1),
+                SlotStatus::Submitted,
+            ))
+        },
     ] {
         let mut a = promise(0, (1, 0), &ALL, 5);
         f(&mut a);
@@ -67,8 +87,15 @@ fn only_members_of_the_newest_term_define_the_content() {
     ]);
     assert_eq!(plan.base, member(0));
     assert!(plan.overrides.is_empty());
-    assert!(plan.limbo.is_empty(), "a window of an older term is no open choice");
-    assert_eq!(plan.differing.get(member(2)), &chunks(&[range(0, 4)]), "but its ghost goes");
+    assert!(
+        plan.limbo.is_empty(),
+        "a window of an older term is no open choice"
+    );
+    assert_eq!(
+        plan.differing.get(member(2)),
+        &chunks(&[range(0, 4)]),
+        "but its ghost goes"
+    );
 }
 
 #[test]
@@ -82,14 +109,24 @@ fn a_told_member_of_the_newest_term_is_no_base_and_not_unknown() {
 #[test]
 fn a_majority_of_unknown_members_makes_it_lossy() {
     // (tainted, absent) out of three voters, and the verdict.
-    for (tainted, absent, lossy) in [(0, 0, false), (0, 1, false), (1, 0, false), (1, 1, true), (2, 0, true), (3, 0, true)] {
+    for (tainted, absent, lossy) in [
+        (0, 0, false),
+        (0, 1, false),
+        (1, 0, false),
+        (1, 1, true),
+        (2, 0, true),
+        (3, 0, true),
+    ] {
         let promises: Vec<Promise> = (0..3 - absent)
             .map(|m| {
                 let p = promise(m, (1, 0), &ALL, 5);
                 if m < tainted { p.tainted(&[]) } else { p }
             })
             .collect();
-        let patient = Policy { waited: Duration::from_secs(60), ..policy() };
+        let patient = Policy {
+            waited: Duration::from_secs(60),
+            ..policy()
+        };
         let plan = plan(&promises, set(&ALL), &patient).unwrap();
         assert_eq!(plan.lossy, lossy, "{tainted} tainted, {absent} absent");
         assert_eq!(plan.loss, u32::from(lossy));
@@ -100,35 +137,76 @@ fn a_majority_of_unknown_members_makes_it_lossy() {
 fn a_failed_device_is_unknown_and_never_read() {
     let mut failed = promise(1, (1, 5), &ALL, 50).accepted(60, range(0, 1));
     failed.state.flags.failed = true;
-    let plan = run(&[promise(0, (1, 0), &ALL, 5), failed.clone(), promise(2, (1, 0), &ALL, 5)]);
+    let plan = run(&[
+        promise(0, (1, 0), &ALL, 5),
+        failed.clone(),
+        promise(2, (1, 0), &ALL, 5),
+    ]);
     assert!(!plan.lossy && plan.overrides.is_empty());
     assert_ne!(plan.base, member(1));
     assert!(!plan.first_iss.contains(member(1)));
     // Two unknown, and the flushed writes may be on the failed device or the absent member.
-    let patient = Policy { waited: Duration::from_secs(60), ..policy() };
+    let patient = Policy {
+        waited: Duration::from_secs(60),
+        ..policy()
+    };
     let got = super::plan(&[promise(0, (1, 0), &ALL, 5), failed], set(&ALL), &patient);
-    assert_eq!(got, Err(Blocked::NoSource { missing: missing(&[2]) }));
+    assert_eq!(
+        got,
+        Err(Blocked::NoSource {
+            missing: missing(&[2])
+        })
+    );
 }
 
 #[test]
 fn a_lossy_recovery_waits_for_the_missing_as_the_policy_says() {
-    let q = [promise(0, (1, 0), &ALL, 5).tainted(&[]), promise(1, (1, 0), &ALL, 5)];
+    let q = [
+        promise(0, (1, 0), &ALL, 5).tainted(&[]),
+        promise(1, (1, 0), &ALL, 5),
+    ];
     let verdict = |lossy_wait: Option<u64>, waited: u64| {
         let lossy_wait = lossy_wait.map(Duration::from_secs);
-        let policy = Policy { lossy_wait, waited: Duration::from_secs(waited), ..policy() };
+        let policy = Policy {
+            lossy_wait,
+            waited: Duration::from_secs(waited),
+            ..policy()
+        };
         plan(&q, set(&ALL), &policy)
     };
     let left = Some(Duration::from_secs(50));
-    assert_eq!(verdict(Some(60), 10), Err(Blocked::WaitForMore { missing: missing(&[2]), left }));
+    assert_eq!(
+        verdict(Some(60), 10),
+        Err(Blocked::WaitForMore {
+            missing: missing(&[2]),
+            left
+        })
+    );
     let left = None;
-    assert_eq!(verdict(None, 999), Err(Blocked::WaitForMore { missing: missing(&[2]), left }));
+    assert_eq!(
+        verdict(None, 999),
+        Err(Blocked::WaitForMore {
+            missing: missing(&[2]),
+            left
+        })
+    );
     assert!(verdict(Some(60), 60).unwrap().lossy);
 }
 
 #[test]
 fn a_lossy_recovery_of_all_voters_never_waits() {
-    let q: Vec<Promise> = (0..3).map(|m| promise(m, (1, 0), &ALL, 5).tainted(&[])).collect();
-    let plan = plan(&q, set(&ALL), &Policy { lossy_wait: None, ..policy() }).unwrap();
+    let q: Vec<Promise> = (0..3)
+        .map(|m| promise(m, (1, 0), &ALL, 5).tainted(&[]))
+        .collect();
+    let plan = plan(
+        &q,
+        set(&ALL),
+        &Policy {
+            lossy_wait: None,
+            ..policy()
+        },
+    )
+    .unwrap();
     assert!(plan.lossy);
 }
 
@@ -137,22 +215,37 @@ fn the_loss_epoch_rises_above_every_one_seen_and_says_who_knows_it() {
     let mut q: Vec<Promise> = (0..3).map(|m| promise(m, (1, 0), &ALL, 5)).collect();
     q[1].state.loss = 4;
     let clean = run(&q);
-    assert_eq!((clean.lossy, clean.loss, clean.loss_known), (false, 4, set(&[1])));
+    assert_eq!(
+        (clean.lossy, clean.loss, clean.loss_known),
+        (false, 4, set(&[1]))
+    );
     let q: Vec<Promise> = q.into_iter().map(|p| p.tainted(&[])).collect();
     let lossy = run(&q);
-    assert_eq!((lossy.lossy, lossy.loss, lossy.loss_known), (true, 5, MemberSet::EMPTY));
+    assert_eq!(
+        (lossy.lossy, lossy.loss, lossy.loss_known),
+        (true, 5, MemberSet::EMPTY)
+    );
 }
 
 #[test]
 fn m7_a_tainted_member_demoted_by_the_newest_epoch_is_known() {
     // Member 2 lost power, was demoted by epoch 1, then the engine died. Member 1 is away.
-    let q = [promise(0, (1, 1), &[0, 1], 20), promise(2, (1, 0), &ALL, 10).tainted(&[])];
+    let q = [
+        promise(0, (1, 1), &[0, 1], 20),
+        promise(2, (1, 0), &ALL, 10).tainted(&[]),
+    ];
     let plan = run(&q);
     assert!(!plan.lossy);
     assert_eq!(plan.base, member(0));
     // Still in the newest in-sync set: unknown.
-    let q = [promise(0, (1, 1), &[0, 2], 20), promise(2, (1, 0), &ALL, 10).tainted(&[])];
-    assert!(matches!(super::plan(&q, set(&ALL), &policy()), Err(Blocked::WaitForMore { .. })));
+    let q = [
+        promise(0, (1, 1), &[0, 2], 20),
+        promise(2, (1, 0), &ALL, 10).tainted(&[]),
+    ];
+    assert!(matches!(
+        super::plan(&q, set(&ALL), &policy()),
+        Err(Blocked::WaitForMore { .. })
+    ));
 }
 
 #[test]
@@ -160,13 +253,19 @@ fn m7_the_member_of_the_newest_epoch_is_base_even_when_tainted() {
     // Entry 9 was committed by 0 and 2; 2 lost power and was demoted by epoch 1 (position 10),
     // which only 0 made durable, then 0 lost power too. 1 lags: it has neither.
     let q = [
-        promise(0, (1, 1), &[0, 1], 10).w(10).tainted(&[range(0, 16)]),
+        promise(0, (1, 1), &[0, 1], 10)
+            .w(10)
+            .tainted(&[range(0, 16)]),
         promise(1, (1, 0), &ALL, 5),
         promise(2, (1, 0), &ALL, 5).tainted(&[range(0, 16)]),
     ];
     let plan = run(&q);
     assert!(!plan.lossy, "unknown: member 0 alone");
-    assert_eq!(plan.base, member(0), "entry 9 is durable there and nowhere else");
+    assert_eq!(
+        plan.base,
+        member(0),
+        "entry 9 is durable there and nowhere else"
+    );
     assert!(plan.limbo.touches(range(0, 1)));
     assert!(plan.differing.get(member(1)).touches(range(0, 1)));
 }
@@ -182,7 +281,13 @@ fn writes_acknowledged_by_different_majorities_are_united() {
     ];
     let plan = run(&q);
     assert_eq!(plan.base, member(0));
-    assert_eq!(plan.overrides, [Override { range: range(100, 2), source: member(2) }]);
+    assert_eq!(
+        plan.overrides,
+        [Override {
+            range: range(100, 2),
+            source: member(2)
+        }]
+    );
     assert_eq!(plan.limbo, chunks(&[range(0, 2), range(100, 2)]));
     for m in ALL {
         assert_eq!(plan.differing.get(member(m)), &plan.limbo);
@@ -198,7 +303,10 @@ fn the_source_is_chosen_block_by_block() {
         promise(2, (1, 0), &ALL, 5).accepted(8, range(12, 1)),
     ];
     let plan = run(&q);
-    let of = |start, count, m| Override { range: range(start, count), source: member(m) };
+    let of = |start, count, m| Override {
+        range: range(start, count),
+        source: member(m),
+    };
     assert_eq!(plan.overrides, [of(10, 2, 1), of(12, 1, 2), of(13, 1, 1)]);
     let sources: Vec<usize> = (8..16).map(|lba| plan.source(Lba(lba)).index()).collect();
     assert_eq!(sources, [0, 0, 1, 1, 2, 1, 0, 0]);
@@ -209,41 +317,72 @@ fn an_entry_that_the_base_has_is_taken_from_the_base() {
     // Base 0 has cut 6 from its window; 1 still lists it. Base has 9 over what 1 has as 7.
     let q = [
         promise(0, (1, 0), &ALL, 8).accepted(9, range(20, 1)),
-        promise(1, (1, 0), &ALL, 6).accepted(6, range(0, 1)).accepted(7, range(20, 1)),
+        promise(1, (1, 0), &ALL, 6)
+            .accepted(6, range(0, 1))
+            .accepted(7, range(20, 1)),
     ];
     assert!(run(&q).overrides.is_empty());
 }
 
 #[test]
 fn only_accepted_slots_of_valid_windows_are_claims() {
-    for status in [SlotStatus::Submitted, SlotStatus::Skipped, SlotStatus::Failed] {
-        let q = [promise(0, (1, 0), &ALL, 6), promise(1, (1, 0), &ALL, 5).entry(7, range(0, 1), status)];
+    for status in [
+        SlotStatus::Submitted,
+        SlotStatus::Skipped,
+        SlotStatus::Failed,
+    ] {
+        let q = [
+            promise(0, (1, 0), &ALL, 6),
+            promise(1, (1, 0), &ALL, 5).entry(7, range(0, 1), status),
+        ];
         let plan = run(&q);
         assert!(plan.overrides.is_empty(), "{status:?}");
-        assert!(plan.limbo.touches(range(0, 1)), "{status:?}: it may have reached the device");
+        assert!(
+            plan.limbo.touches(range(0, 1)),
+            "{status:?}: it may have reached the device"
+        );
     }
     // A member that is being rebuilt is no witness, but its window is an open choice.
-    let q = [promise(0, (1, 1), &[0, 1], 6), promise(2, (1, 1), &[0, 1], 5).accepted(7, range(0, 1))];
+    let q = [
+        promise(0, (1, 1), &[0, 1], 6),
+        promise(2, (1, 1), &[0, 1], 5).accepted(7, range(0, 1)),
+    ];
     let plan = run(&q);
     assert!(plan.overrides.is_empty() && plan.limbo.touches(range(0, 1)));
 }
 
 #[test]
 fn the_base_has_the_newest_epoch_not_the_longest_prefix() {
-    let q = [promise(0, (1, 1), &[0, 1], 20), promise(2, (1, 0), &ALL, 20)];
+    let q = [
+        promise(0, (1, 1), &[0, 1], 20),
+        promise(2, (1, 0), &ALL, 20),
+    ];
     assert_eq!(run(&q).base, member(0));
-    let q = [promise(0, (1, 0), &ALL, 30), promise(1, (1, 1), &[0, 1], 20)];
+    let q = [
+        promise(0, (1, 0), &ALL, 30),
+        promise(1, (1, 1), &[0, 1], 20),
+    ];
     assert_eq!(run(&q).base, member(1));
 }
 
 #[test]
 fn a_clean_base_is_untainted_then_sound_then_without_need_then_longest() {
     let long = promise(0, (1, 0), &ALL, 30);
-    let q = [long.clone().tainted(&[]), promise(1, (1, 0), &ALL, 5), promise(2, (1, 0), &ALL, 4)];
+    let q = [
+        long.clone().tainted(&[]),
+        promise(1, (1, 0), &ALL, 5),
+        promise(2, (1, 0), &ALL, 4),
+    ];
     assert_eq!(run(&q).base, member(1));
-    let q = [long.clone().entry(31, range(0, 1), SlotStatus::Failed), promise(1, (1, 0), &ALL, 5)];
+    let q = [
+        long.clone().entry(31, range(0, 1), SlotStatus::Failed),
+        promise(1, (1, 0), &ALL, 5),
+    ];
     assert_eq!(run(&q).base, member(1));
-    let q = [long.clone().needs(&[range(0, 1)]), promise(1, (1, 0), &ALL, 5)];
+    let q = [
+        long.clone().needs(&[range(0, 1)]),
+        promise(1, (1, 0), &ALL, 5),
+    ];
     assert_eq!(run(&q).base, member(1));
     let q = [promise(1, (1, 0), &ALL, 5), long];
     assert_eq!(run(&q).base, member(0));
@@ -260,8 +399,15 @@ fn a_lossy_base_has_every_flushed_write() {
     let plan = run(&q);
     assert!(plan.lossy);
     assert_eq!(plan.base, member(0));
-    let kept = Override { range: range(200, 1), source: member(2) };
-    assert_eq!(plan.overrides, [kept], "what a witness has beyond the base is kept all the same");
+    let kept = Override {
+        range: range(200, 1),
+        source: member(2),
+    };
+    assert_eq!(
+        plan.overrides,
+        [kept],
+        "what a witness has beyond the base is kept all the same"
+    );
     let open = chunks(&[range(0, 16), range(64, 16), range(200, 1)]);
     assert_eq!(plan.limbo, open, "activity of every tainted member");
 }
@@ -279,8 +425,15 @@ fn each_voter_differs_in_what_is_known_of_it_and_what_it_knows() {
     c.dirty.get_mut(member(1)).add_range(range(512, 1));
     let plan = run(&[a, b, c]);
     assert_eq!(plan.limbo, chunks(&[range(0, 1)]));
-    assert_eq!(plan.differing.get(member(0)), &plan.limbo, "the base defines the content");
-    assert_eq!(plan.differing.get(member(1)), &chunks(&[range(0, 1), range(128, 1)]));
+    assert_eq!(
+        plan.differing.get(member(0)),
+        &plan.limbo,
+        "the base defines the content"
+    );
+    assert_eq!(
+        plan.differing.get(member(1)),
+        &chunks(&[range(0, 1), range(128, 1)])
+    );
     let c = chunks(&[range(0, 1), range(64, 1), range(192, 1), range(256, 1)]);
     assert_eq!(plan.differing.get(member(2)), &c);
 }
@@ -290,7 +443,10 @@ fn a_voter_that_is_away_differs_in_its_dirty_maps_and_limbo() {
     let mut a = promise(0, (2, 1), &[0, 1], 20).accepted(20, range(0, 1));
     a.dirty.get_mut(member(2)).add_range(range(64, 1));
     let plan = run(&[a, promise(1, (2, 1), &[0, 1], 20)]);
-    assert_eq!(plan.differing.get(member(2)), &chunks(&[range(0, 1), range(64, 1)]));
+    assert_eq!(
+        plan.differing.get(member(2)),
+        &chunks(&[range(0, 1), range(64, 1)])
+    );
 }
 
 #[test]
@@ -299,7 +455,8 @@ fn the_activity_log_counts_only_without_a_valid_window() {
     a.al.add_range(range(0, 1));
     let mut b = promise(1, (1, 0), &ALL, 5);
     b.al.add_range(range(1024, 1));
-    let plan_of = |a: &Promise, b: &Promise| run(&[a.clone(), b.clone(), promise(2, (1, 0), &ALL, 5)]);
+    let plan_of =
+        |a: &Promise, b: &Promise| run(&[a.clone(), b.clone(), promise(2, (1, 0), &ALL, 5)]);
     let plan = plan_of(&a, &b);
     assert!(plan.differing.get(member(1)).is_empty());
     b.state.flags.tainted = true;
@@ -313,14 +470,22 @@ fn chunks_and_entries_beyond_the_volume_are_ignored() {
     let end = super::testing::CAPACITY_BLOCKS;
     let q = [
         promise(0, (1, 0), &ALL, 6),
-        promise(1, (1, 0), &ALL, 5).accepted(9, range(end + 4, 1)).needs(&[range(end, 1), range(1 << 30, 9)]),
+        promise(1, (1, 0), &ALL, 5)
+            .accepted(9, range(end + 4, 1))
+            .needs(&[range(end, 1), range(1 << 30, 9)]),
     ];
     let plan = run(&q);
     assert!(plan.overrides.is_empty() && plan.limbo.is_empty());
     assert!(plan.differing.get(member(1)).is_empty());
     // Within the last extent, only the chunks of the volume are kept.
-    let short = Policy { capacity_bytes: 40 * 4096, ..policy() };
-    let q = [promise(0, (1, 0), &ALL, 6), promise(1, (1, 0), &ALL, 5).needs(&[range(0, 1024)])];
+    let short = Policy {
+        capacity_bytes: 40 * 4096,
+        ..policy()
+    };
+    let q = [
+        promise(0, (1, 0), &ALL, 6),
+        promise(1, (1, 0), &ALL, 5).needs(&[range(0, 1024)]),
+    ];
     let plan = super::plan(&q, set(&ALL), &short).unwrap();
     assert_eq!(plan.differing.get(member(1)), &chunks(&[range(0, 40)]));
 }
@@ -329,7 +494,10 @@ fn chunks_and_entries_beyond_the_volume_are_ignored() {
 
 #[test]
 fn the_first_in_sync_set_takes_who_is_quickly_repaired() {
-    let small = Policy { small_bytes: 65536, ..policy() };
+    let small = Policy {
+        small_bytes: 65536,
+        ..policy()
+    };
     let of = |need1: u32, need2: u32| {
         let q = [
             promise(0, (1, 0), &ALL, 9),
@@ -349,7 +517,11 @@ fn a_member_with_a_failed_slot_comes_last() {
     let bad = |m| promise(m, (1, 0), &ALL, 9).entry(10, range(0, 1), SlotStatus::Failed);
     let good = |m| promise(m, (1, 0), &ALL, 5).needs(&[range(0, 64)]);
     assert_eq!(run(&[bad(0), good(1), good(2)]).first_iss, set(&[1, 2]));
-    assert_eq!(run(&[bad(0), good(1)]).first_iss, set(&[0, 1]), "needed for a majority");
+    assert_eq!(
+        run(&[bad(0), good(1)]).first_iss,
+        set(&[0, 1]),
+        "needed for a majority"
+    );
 }
 
 // ---- histories that broke drafts
@@ -358,7 +530,9 @@ fn a_member_with_a_failed_slot_comes_last() {
 fn bug_1_a_clean_quorum_whose_only_member_of_the_term_is_tainted() {
     // Term 2 was started on 0 alone; nothing can be committed in it.
     let q = [
-        promise(0, (2, 0), &[0, 1], 10).w(10).tainted(&[range(0, 16)]),
+        promise(0, (2, 0), &[0, 1], 10)
+            .w(10)
+            .tainted(&[range(0, 16)]),
         promise(1, (1, 0), &ALL, 30).accepted(31, range(0, 1)),
         promise(2, (1, 0), &ALL, 30),
     ];
@@ -374,20 +548,35 @@ fn bug_2_what_a_taint_moved_from_the_activity_log_to_need_is_open_in_a_lossy_rec
     let q: Vec<Promise> = (0..3u32)
         .map(|m| promise(m as usize, (1, 0), &ALL, 5).tainted(&[range(u64::from(m) * 64, 1)]))
         .collect();
-    assert_eq!(run(&q).limbo, chunks(&[range(0, 1), range(64, 1), range(128, 1)]));
+    assert_eq!(
+        run(&q).limbo,
+        chunks(&[range(0, 1), range(64, 1), range(128, 1)])
+    );
 }
 
 #[test]
 fn bug_3_limbo_of_a_term_start_on_a_minority_is_limbo_again() {
     // Member 0 began term 2 with limbo and was never OPENED; 1 and 2 did not begin it.
-    let q = [promise(0, (2, 0), &[0, 1], 40).needs(&[range(0, 1)]), promise(1, (1, 0), &ALL, 30)];
+    let q = [
+        promise(0, (2, 0), &[0, 1], 40).needs(&[range(0, 1)]),
+        promise(1, (1, 0), &ALL, 30),
+    ];
     let plan = run(&q);
     assert_eq!((plan.tm, plan.base), (Term(2), member(0)));
     assert_eq!(plan.limbo, chunks(&[range(0, 1)]));
     // The others alone decide again: the entry that 0 kept may go either way.
-    let q = [promise(1, (1, 0), &ALL, 30), promise(2, (1, 0), &ALL, 30).accepted(31, range(0, 1))];
+    let q = [
+        promise(1, (1, 0), &ALL, 30),
+        promise(2, (1, 0), &ALL, 30).accepted(31, range(0, 1)),
+    ];
     let plan = run(&q);
-    assert_eq!(plan.overrides, [Override { range: range(0, 1), source: member(2) }]);
+    assert_eq!(
+        plan.overrides,
+        [Override {
+            range: range(0, 1),
+            source: member(2)
+        }]
+    );
     assert!(plan.limbo.touches(range(0, 1)));
 }
 
@@ -395,10 +584,16 @@ fn bug_3_limbo_of_a_term_start_on_a_minority_is_limbo_again() {
 fn bug_6_a_demoted_member_that_was_not_told_is_still_a_source() {
     // Epoch 1 (without 2) is durable at 1 alone, so D1 does not hold. Entry 9, before it, was
     // committed by 1 and 2, and 1 is away: 2 is the witness.
-    let q = [promise(0, (1, 0), &ALL, 5), promise(2, (1, 0), &ALL, 8).accepted(9, range(0, 1))];
+    let q = [
+        promise(0, (1, 0), &ALL, 5),
+        promise(2, (1, 0), &ALL, 8).accepted(9, range(0, 1)),
+    ];
     let plan = run(&q);
     let kept = plan.base == member(2)
-        || plan.overrides.contains(&Override { range: range(0, 1), source: member(2) });
+        || plan.overrides.contains(&Override {
+            range: range(0, 1),
+            source: member(2),
+        });
     assert!(kept);
 }
 
@@ -414,12 +609,20 @@ fn figure_8_ghosts_on_each_replica_end_with_the_newest_term() {
         let q: Vec<Promise> = q.iter().map(|m| all[*m].clone()).collect();
         run(&q)
     };
-    for (q, base) in [(&[0, 1][..], 1), (&[0, 2], 2), (&[1, 2], 2), (&[0, 1, 2], 2)] {
+    for (q, base) in [
+        (&[0, 1][..], 1),
+        (&[0, 2], 2),
+        (&[1, 2], 2),
+        (&[0, 1, 2], 2),
+    ] {
         let plan = ghosts(q);
         assert_eq!(plan.source(Lba(0)), member(base), "{q:?}");
         assert!(plan.limbo.touches(range(0, 1)), "{q:?}");
         for m in q {
-            assert!(plan.differing.get(member(*m)).touches(range(0, 1)), "{q:?}: {m}");
+            assert!(
+                plan.differing.get(member(*m)).touches(range(0, 1)),
+                "{q:?}: {m}"
+            );
         }
     }
 }
@@ -427,12 +630,21 @@ fn figure_8_ghosts_on_each_replica_end_with_the_newest_term() {
 #[test]
 fn a_half_done_repair_is_finished_by_another_quorum() {
     // A first attempt made 1 remember chunk 0 and repaired a part of it, then died with 0.
-    let q = [promise(1, (1, 0), &ALL, 6).needs(&[range(0, 16)]), promise(2, (1, 0), &ALL, 5)];
+    let q = [
+        promise(1, (1, 0), &ALL, 6).needs(&[range(0, 16)]),
+        promise(2, (1, 0), &ALL, 5),
+    ];
     let plan = run(&q);
     assert_eq!(plan.base, member(2), "without need, though shorter");
     assert!(plan.differing.get(member(1)).touches(range(0, 1)));
     // And when there is no other: its own state is taken, and is limbo.
-    let q = [promise(1, (1, 0), &ALL, 6).needs(&[range(0, 16)]), promise(2, (1, 0), &ALL, 5).needs(&[range(64, 1)])];
+    let q = [
+        promise(1, (1, 0), &ALL, 6).needs(&[range(0, 16)]),
+        promise(2, (1, 0), &ALL, 5).needs(&[range(64, 1)]),
+    ];
     let plan = run(&q);
-    assert_eq!((plan.base, plan.limbo), (member(1), chunks(&[range(0, 16)])));
+    assert_eq!(
+        (plan.base, plan.limbo),
+        (member(1), chunks(&[range(0, 16)]))
+    );
 }

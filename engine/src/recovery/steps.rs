@@ -15,7 +15,10 @@ pub struct RecoveryConfig {
 
 impl Default for RecoveryConfig {
     fn default() -> Self {
-        RecoveryConfig { chunks_in_flight_max: 64, stall: Duration::from_secs(10) }
+        RecoveryConfig {
+            chunks_in_flight_max: 64,
+            stall: Duration::from_secs(10),
+        }
     }
 }
 

@@ -48,7 +48,9 @@ impl Pool {
 
     /// A buffer whose blocks begin with these numbers.
     pub(crate) fn filled(&mut self, values: &[u64]) -> BufSlice {
-        let slice = self.alloc(u32::try_from(values.len() * 4096).unwrap()).unwrap();
+        let slice = self
+            .alloc(u32::try_from(values.len() * 4096).unwrap())
+            .unwrap();
         let bytes = self.bytes_mut(slice);
         for (block, value) in bytes.chunks_exact_mut(4096).zip(values) {
             block[..8].copy_from_slice(&value.to_le_bytes());
@@ -59,7 +61,9 @@ impl Pool {
     /// The numbers that its blocks begin with.
     pub(crate) fn values(&self, slice: BufSlice) -> Vec<u64> {
         let blocks = self.bytes(slice).chunks_exact(4096);
-        blocks.map(|b| u64::from_le_bytes(b[..8].try_into().unwrap())).collect()
+        blocks
+            .map(|b| u64::from_le_bytes(b[..8].try_into().unwrap()))
+            .collect()
     }
 }
 
@@ -68,15 +72,25 @@ impl Buffers for Pool {
         let buf = BufId(self.next);
         self.next += 1;
         self.buffers.insert(buf, (vec![0; len as usize], 1));
-        Some(BufSlice { buf, offset: 0, len })
+        Some(BufSlice {
+            buf,
+            offset: 0,
+            len,
+        })
     }
 
     fn retain(&mut self, buf: BufId) {
-        self.buffers.get_mut(&buf).expect("retain of a held buffer").1 += 1;
+        self.buffers
+            .get_mut(&buf)
+            .expect("retain of a held buffer")
+            .1 += 1;
     }
 
     fn release(&mut self, buf: BufId) {
-        let entry = self.buffers.get_mut(&buf).expect("release of a held buffer");
+        let entry = self
+            .buffers
+            .get_mut(&buf)
+            .expect("release of a held buffer");
         entry.1 -= 1;
         if entry.1 == 0 {
             self.buffers.remove(&buf);
@@ -111,7 +125,9 @@ pub(crate) fn member(index: usize) -> MemberId {
 }
 
 pub(crate) fn set(members: &[usize]) -> MemberSet {
-    members.iter().fold(MemberSet::EMPTY, |set, m| set.with(member(*m)))
+    members
+        .iter()
+        .fold(MemberSet::EMPTY, |set, m| set.with(member(*m)))
 }
 
 pub(crate) fn range(start: u64, count: u32) -> BlockRange {
@@ -134,7 +150,12 @@ pub(crate) fn policy() -> Policy {
 }
 
 pub(crate) fn record(idx: u64, range: BlockRange, status: SlotStatus) -> WindowRecord {
-    WindowRecord { idx: Idx(idx), range, status, skip: MemberSet::EMPTY }
+    WindowRecord {
+        idx: Idx(idx),
+        range,
+        status,
+        skip: MemberSet::EMPTY,
+    }
 }
 
 /// A promise of member `index` in epoch (`term`, `n`) with in-sync set `iss`, everything up to
@@ -148,7 +169,10 @@ pub(crate) fn promise(index: usize, (term, n): (u64, u32), iss: &[usize], upto: 
         term: Term(9),
         attach_epoch: 0,
         cfg_gen: 0,
-        se: SyncEpoch { term: Term(term), n },
+        se: SyncEpoch {
+            term: Term(term),
+            n,
+        },
         iss: set(iss),
         trk: set(iss),
         loss: 0,
