@@ -265,7 +265,8 @@ impl Cluster {
                 }
             }
             node.arena.reclaim();
-            if effects.is_empty() {
+            let frontend = self.frontend(&mut node, now);
+            if effects.is_empty() && !frontend {
                 node.effects = effects;
                 break;
             }
@@ -349,7 +350,7 @@ impl Cluster {
             }
             Effect::Close(conn, graceful) => self.close(node, conn, graceful),
             Effect::Disk(tag, op) => self.disk_starts(host, node, tag, op),
-            Effect::Complete(completion) => self.completed(host, node, completion),
+            Effect::Complete(completion) => self.completed(node, now, completion),
             Effect::Mode(mode) => self.mode_changed(host, node, mode),
             Effect::NeedWords(len) => self.give_words(host, node, len),
             Effect::Opened(opened) => {

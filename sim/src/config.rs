@@ -187,6 +187,8 @@ pub struct Config {
     pub final_cut: bool,
     /// The supervisor grants exclusivity (RO-M).
     pub grants: bool,
+    /// Clients come through the NBD frontend.
+    pub nbd: bool,
     /// Requests go through this many 4 KiB-blocks at most in one request.
     pub transfer_blocks_max: u64,
 }
@@ -278,8 +280,12 @@ impl Config {
             dead: Vec::new(),
             final_cut: entropy.chance(1, 2),
             grants: entropy.chance(1, 4),
+            nbd: entropy.chance(1, 4),
             transfer_blocks_max: entropy.pick(&[4, 16, 64, 256]),
         };
+        if config.nbd {
+            config.mix.weights[5] = 0; // Simple replies have no block status.
+        }
         config.sizes = draw_sizes(entropy, &config.geometry);
         config.plan = draw_plan(entropy, &config, quick);
         config.dead = draw_dead(entropy, replicas);

@@ -26,6 +26,7 @@ pub mod config;
 pub mod disk;
 pub mod entropy;
 pub mod limits;
+pub mod nbd;
 pub mod network;
 pub mod process;
 pub mod run;

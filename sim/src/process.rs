@@ -99,6 +99,8 @@ pub struct EngineProgram {
     pub refused: std::collections::VecDeque<Request>,
     /// It was told to stop: what follows an exit.
     pub stopping: bool,
+    /// The NBD frontend, when clients come through it and the volume is known.
+    pub nbd: Option<Box<crate::nbd::Nbd>>,
     /// Turns while active.
     pub turns: u64,
 }
@@ -237,7 +239,13 @@ impl Node {
     pub fn settle(&mut self, now: Monotonic) {
         let arena = &mut self.arena;
         match &mut self.program {
-            Program::Engine(p) => p.machine.settle(now, arena, &mut p.out),
+            Program::Engine(p) => {
+                p.machine.settle(now, arena, &mut p.out);
+                if let Some(nbd) = p.nbd.as_mut() {
+                    nbd.settle(now, arena);
+                    nbd.pump_all(now, arena);
+                }
+            }
             Program::Replica(p) => p.machine.settle(now, arena, &mut p.out),
         }
     }
@@ -245,7 +253,10 @@ impl Node {
     /// When it wants to run at the latest.
     pub fn deadline(&self) -> Option<Monotonic> {
         match &self.program {
-            Program::Engine(p) => p.machine.deadline(),
+            Program::Engine(p) => {
+                let nbd = p.nbd.as_ref().and_then(|nbd| nbd.deadline());
+                [p.machine.deadline(), nbd].into_iter().flatten().min()
+            }
             Program::Replica(p) => p.machine.deadline(),
         }
     }

@@ -23,6 +23,8 @@ use trilith_replica::store::Layout;
 /// Time for the volume to become active once nothing is wrong any more (I22 says 30 s; waiting for
 /// broken connections to be noticed comes on top).
 const ACTIVE_WITHIN: Nanos = 90 * SECONDS;
+/// An engine may believe for this long that sessions stand whose replicas have lost power.
+const NOTICED_AFTER: Nanos = 5 * SECONDS;
 /// Time for requests to be answered by an active volume.
 const DUTY_WITHIN: Nanos = 90 * SECONDS;
 /// Time for the rebuild of tiny volumes.
@@ -142,7 +144,8 @@ fn host_state(config: &Config, host: Host, supervisor: &mut Supervisor) -> HostS
             ppm: config.skew_ppm[host],
         },
         boot: supervisor.new_uuid(),
-        lives: 0,
+        // Lives are unique in the cluster.
+        lives: (host as u64) << 32,
         disk,
         words: SimWords::new(0),
         node: None,
@@ -331,12 +334,12 @@ impl Cluster {
         let idle = self.workload.in_flight() == 0;
         match self.healing.phase {
             Phase::Safety | Phase::Done => {}
-            Phase::Active if active && idle => {
+            Phase::Active if active && idle && waited > NOTICED_AFTER => {
                 self.workload.strict = true;
                 self.give_duty(true);
                 self.enter(Phase::Duty);
             }
-            Phase::AfterCut if active && idle => {
+            Phase::AfterCut if active && idle && waited > NOTICED_AFTER => {
                 self.give_duty(false);
                 self.enter(Phase::LastDuty);
             }

@@ -4,6 +4,7 @@
 use crate::check::volume::{Action, stamp};
 use crate::cluster::{Cluster, Event};
 use crate::entropy::Entropy;
+use crate::nbd::{Answer, Nbd};
 use crate::network::Host;
 use crate::process::Node;
 use crate::world::{MICROS, MILLIS};
@@ -280,10 +281,20 @@ impl Cluster {
                 if wish.fua { " fua" } else { "" }
             )
         });
-        if let Some((engine, arena)) = node.engine_and_arena()
-            && let Err(request) = engine.machine.submit(clock, request, arena)
-        {
-            engine.refused.push_back(request);
+        let by_nbd = self.config.nbd;
+        if let Some((engine, arena)) = node.engine_and_arena() {
+            if by_nbd {
+                let bytes = data.map_or(Vec::new(), |slice| arena.bytes(slice).to_vec());
+                if let Some(slice) = data {
+                    arena.release(slice.buf);
+                }
+                if let Some(volume) = engine.machine.info() {
+                    let nbd = engine.nbd.get_or_insert_with(|| Box::new(Nbd::new(volume)));
+                    nbd.ask(clock, client, number, &wish, &bytes, arena);
+                }
+            } else if let Err(request) = engine.machine.submit(clock, request, arena) {
+                engine.refused.push_back(request);
+            }
         }
         self.request_turn(host, &mut node);
         self.hosts[host].node = Some(node);
@@ -306,36 +317,76 @@ impl Cluster {
         taken
     }
 
-    /// The engine has answered.
-    pub fn completed(&mut self, host: Host, node: &mut Node, completion: Completion) {
-        let number = completion.tag.0;
-        let now = self.world.now();
-        let buffer = match completion.result {
-            Ok(Outcome::Data(slice) | Outcome::Extents(slice)) => Some(slice),
-            Ok(Outcome::Done) | Err(_) => None,
+    /// Moves what goes between frontend, engine and clients. True when something moved.
+    pub fn frontend(&mut self, node: &mut Node, now: Monotonic) -> bool {
+        let life = node.life;
+        let Some((engine, arena)) = node.engine_and_arena() else {
+            return false;
         };
+        let (answers, worked) = crate::nbd::carry_out(engine, arena, now);
+        for (number, answer) in answers {
+            self.answered(
+                life,
+                number,
+                answer.map_err(|code| format!("NBD error {code}")),
+            );
+        }
+        worked
+    }
+
+    /// The engine has answered.
+    pub fn completed(&mut self, node: &mut Node, now: Monotonic, completion: Completion) {
+        let life = node.life;
+        let Some((engine, arena)) = node.engine_and_arena() else {
+            return;
+        };
+        if let Some(nbd) = engine.nbd.as_mut() {
+            nbd.completed(now, completion, arena);
+            return;
+        }
+        let answer = match completion.result {
+            Ok(Outcome::Data(slice)) => {
+                let bytes = arena.bytes(slice).to_vec();
+                arena.release(slice.buf);
+                Ok(Answer::Data(bytes))
+            }
+            Ok(Outcome::Extents(slice)) => {
+                let bytes = arena.bytes(slice).to_vec();
+                arena.release(slice.buf);
+                Ok(Answer::Extents(bytes))
+            }
+            Ok(Outcome::Done) => Ok(Answer::Done),
+            Err(kind @ (ErrorKind::InvalidRange | ErrorKind::NotSupported)) => {
+                return self.fail(format!("#{} fails with {kind:?}", completion.tag.0));
+            }
+            Err(kind) => Err(format!("{kind:?}")),
+        };
+        self.answered(life, completion.tag.0, answer);
+    }
+
+    /// A client has its answer.
+    fn answered(&mut self, life: u64, number: u64, answer: Result<Answer, String>) {
+        let now = self.world.now();
         self.story.detail(now, || {
-            format!("engine on {host} answers #{number} {:?}", completion.result)
+            let text = match &answer {
+                Ok(Answer::Done) => "done".to_string(),
+                Ok(Answer::Data(bytes) | Answer::Extents(bytes)) => {
+                    format!("{} bytes", bytes.len())
+                }
+                Err(why) => why.clone(),
+            };
+            format!("life {life} answers #{number}: {text}")
         });
         let known = self.workload.open.remove(&number);
-        if let Some(open) = known.filter(|o| (o.host, o.life) == (host, node.life)) {
+        if let Some(open) = known.filter(|o| o.life == life) {
             self.world.note(number ^ 0x5a5a);
-            self.record(node, number, &open, completion.result);
+            self.record(number, &open, answer);
             let think = self.think();
             self.world.after(think, Event::Client(open.client));
-        } else {
-            if known.is_some() {
-                self.fail(format!(
-                    "engine on {host} answers #{number} of another process"
-                ));
-            } else if self.history.is_current(number) {
-                self.fail(format!(
-                    "engine on {host} answers #{number}, which is not open"
-                ));
-            }
-        }
-        if let Some(slice) = buffer {
-            node.arena.release(slice.buf);
+        } else if known.is_some() {
+            self.fail(format!("life {life} answers #{number} of another process"));
+        } else if self.history.is_current(number) {
+            self.fail(format!("life {life} answers #{number}, which is not open"));
         }
     }
 
@@ -347,53 +398,39 @@ impl Cluster {
         entropy.below(self.config.mix.think_max.max(1))
     }
 
-    fn record(
-        &mut self,
-        node: &mut Node,
-        number: u64,
-        open: &Open,
-        result: Result<Outcome, ErrorKind>,
-    ) {
+    fn record(&mut self, number: u64, open: &Open, answer: Result<Answer, String>) {
         let wish = open.wish;
-        let broken = match (wish.op, result) {
-            (Op::Read, Ok(Outcome::Data(slice))) if u64::from(slice.len) == wish.len => {
-                let bytes = node.arena.bytes(slice);
-                self.history
-                    .respond(number, Some(bytes))
-                    .err()
-                    .map(|(at, word)| {
-                        format!("#{number} reads {word:#018x} at byte {at}, which nobody wrote")
-                    })
-            }
+        let good = answer.is_ok();
+        let broken = match (wish.op, answer) {
+            (Op::Read, Ok(Answer::Data(bytes))) if bytes.len() as u64 == wish.len => self
+                .history
+                .respond(number, Some(&bytes))
+                .err()
+                .map(|(at, word)| {
+                    format!("#{number} reads {word:#018x} at byte {at}, which nobody wrote")
+                }),
             (
                 Op::Write | Op::Flush | Op::Discard | Op::WriteZeroes | Op::Prefetch,
-                Ok(Outcome::Done),
+                Ok(Answer::Done),
             ) => self
                 .history
                 .respond(number, None)
                 .err()
                 .map(|e| format!("{e:?}")),
-            (Op::BlockStatus, Ok(Outcome::Extents(slice))) => {
-                check_extents(node.arena.bytes(slice), wish.len)
-            }
+            (Op::BlockStatus, Ok(Answer::Extents(bytes))) => check_extents(&bytes, wish.len),
             (_, Err(kind)) => {
                 self.workload.failed += 1;
-                let expected = match kind {
-                    ErrorKind::InvalidRange | ErrorKind::NotSupported => false,
-                    ErrorKind::NoSpace
-                    | ErrorKind::ReadOnly
-                    | ErrorKind::Io
-                    | ErrorKind::Fenced => !self.workload.strict,
-                };
-                (!expected).then(|| format!("#{number} {wish:?} fails with {kind:?}"))
+                self.workload
+                    .strict
+                    .then(|| format!("#{number} {wish:?} fails with {kind}"))
             }
-            (_, Ok(outcome)) => Some(format!("#{number} {wish:?} brings {outcome:?}")),
+            (_, Ok(answer)) => Some(format!("#{number} {wish:?} brings {answer:?}")),
         };
         match broken {
             Some(why) => self.fail(why),
             None => {
-                self.workload.succeeded += u64::from(result.is_ok());
-                if result.is_ok() {
+                self.workload.succeeded += u64::from(good);
+                if good {
                     self.check_copies(number, open);
                 }
             }
