@@ -34,6 +34,7 @@ mod hostfs;
 mod io;
 mod kernel_buf;
 pub mod limits;
+mod listeners;
 mod output;
 mod secrets;
 mod signals;
