@@ -209,6 +209,17 @@ fn a_loss_epoch_is_remembered_by_a_majority_first() {
 }
 
 #[test]
+fn a_loss_epoch_is_remembered_even_where_nothing_can_be_repaired() {
+    let mut failed = promise(1, (2, 0), &[0, 2], 5);
+    failed.state.flags.failed = true;
+    let mut base = promise(0, (3, 0), &[0, 2], 9);
+    base.state.loss = 3;
+    let mut bench = Bench::new(&[base, failed], 64);
+    assert_eq!(bench.steps(), [RecoveryStep::Reconcile { member: member(1), loss: 3 }]);
+    assert_eq!(starts(&bench.reconciled(&[1])), [0]);
+}
+
+#[test]
 fn a_lossy_decision_that_no_majority_can_remember_fails() {
     let q: Vec<Promise> = (0..3)
         .map(|m| promise(m, (1, 0), &ALL, 5).tainted(&[]))
