@@ -3,7 +3,7 @@
 //! so that what it says survives the process.
 
 use crate::machine::{Context, Replica, send};
-use trilith_block::{ConnId, Idx, Monotonic};
+use trilith_block::{ConnId, Monotonic};
 use trilith_wire::limits::ACK_FURTHER_MAX;
 use trilith_wire::Message;
 
@@ -102,17 +102,6 @@ impl Replica {
             if let Some(store) = self.store.as_mut() {
                 store.set_lease(self.lease.stored(now));
             }
-        }
-    }
-
-    /// M3: a flush above a failed entry is handed in again, the entry may have been repaired.
-    pub(crate) fn retry_held_flushes(&mut self, cx: &mut Context<'_>) {
-        if self.held_flushes.is_empty() || self.fresh.is_empty() {
-            return;
-        }
-        let held: alloc::vec::Vec<Idx> = core::mem::take(&mut self.held_flushes);
-        for idx in held {
-            self.hand_in_flush(idx, cx);
         }
     }
 }

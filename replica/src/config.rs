@@ -3,12 +3,13 @@
 
 use crate::limits;
 use crate::store::OpenParams;
+use core::fmt;
 use core::time::Duration;
 use trilith_block::Uuid;
 use trilith_wire::auth::Secret;
 
 /// Configuration of a [`crate::Replica`].
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Config {
     /// Volume that must be found in the store; [`Uuid::NONE`]: whichever is there.
     pub volume: Uuid,
@@ -24,6 +25,19 @@ pub struct Config {
     pub handshake: Duration,
     /// Payload bytes an engine may have in flight here.
     pub credit_bytes: u32,
+}
+
+impl fmt::Debug for Config {
+    /// Without the secret and what nonces are made of.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("volume", &self.volume)
+            .field("open", &self.open)
+            .field("lease", &self.lease)
+            .field("handshake", &self.handshake)
+            .field("credit_bytes", &self.credit_bytes)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Config {

@@ -5,7 +5,7 @@ use crate::entries::SyncSetFrame;
 use crate::machine::{Context, Replica};
 use crate::maps::chunks_of;
 use crate::session::{PendingMap, Session};
-use crate::store::{MapName, StoreError, TermStart, Told};
+use crate::store::{StoreError, TermStart, Told};
 use alloc::boxed::Box;
 use trilith_block::{BufSlice, ConnId, Idx, MemberId, MemberSet, SyncEpoch, Term};
 use trilith_wire::{Kind, Message, Reason};
@@ -255,7 +255,10 @@ impl Replica {
     fn need_set(&mut self, conn: ConnId, term: Term, cx: &mut Context<'_>) {
         let need = core::mem::take(&mut self.staged.need);
         let call = |replica: &mut Self, token, _: &mut Context<'_>| {
-            replica.store.as_mut().map_or(Ok(()), |s| s.need_set(token, &need))
+            // As a RECONCILE with the loss epoch that is: that writes a record, and so is answered,
+            // also when every chunk is in need already.
+            let loss = replica.facts().loss;
+            replica.store.as_mut().map_or(Ok(()), |s| s.reconcile(token, &need, loss))
         };
         self.control(conn, term, What::NeedSet, call, cx);
     }
@@ -320,8 +323,7 @@ impl Replica {
         let facts = self.facts();
         let clean = self.store.as_ref().is_some_and(|s| {
             s.upto() >= idx
-                && s.map(MapName::Need).is_empty()
-                && s.map(MapName::Limbo).is_empty()
+                && !s.has_need()
         });
         let clean = clean && !facts.tainted && facts.iss.contains(facts.member);
         if !clean || facts.se.term != term {
@@ -389,10 +391,18 @@ impl Replica {
         self.send(call.conn, &answer, cx);
     }
 
+    /// The store will not do it: a TERMSTART above a failed entry (M3).
+    pub(crate) fn call_refused(&mut self, call: Call, cx: &mut Context<'_>) {
+        if let (What::TermStart { start }, true) = (call.what, self.answers(&call)) {
+            self.nack(call.conn, Reason::Failed, Kind::TermStart, start, 0, cx);
+        }
+    }
+
     /// Entries go on above `start`.
     fn restart_stream(&mut self, conn: ConnId, start: Idx) {
         self.fresh.clear();
-        self.held_flushes.clear();
+        self.taken = start;
+        self.forget_sync_sets();
         if let Some(session) = self.session(conn) {
             session.next = Some(start.next());
             session.acked = start;

@@ -4,14 +4,11 @@ use crate::calls::{Call, What};
 use crate::machine::{Context, Replica, entry_status};
 use crate::reads::checksums_right;
 use crate::store::{
-    Admission, Change, DiskError, Entry, Join, StoreError, SyncSet,
+    Admission, Change, DiskError, Entry, Join, SyncSet,
 };
 use alloc::boxed::Box;
 use trilith_block::{BufSlice, ConnId, Idx, MemberId, MemberSet, SyncEpoch, Term};
-use trilith_wire::{Append, EntryOp, EntryStatus, Kind, Message, Reason, SlotStatus};
-
-/// Flushes that wait for a failed entry; the engine demotes this member long before there are more.
-const HELD_FLUSHES_MAX: usize = 64;
+use trilith_wire::{Append, EntryOp, EntryStatus, Kind, Message, SlotStatus};
 
 /// Where an entry stands in its stream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,6 +17,8 @@ enum Position {
     Good,
     /// It was accepted long ago.
     Old,
+    /// The store has it and has not ended it: its end will be told.
+    Known,
     /// Entries before it are missing, or it was never in this stream.
     Gap,
 }
@@ -38,7 +37,19 @@ pub(crate) struct SyncSetFrame {
 impl Replica {
     /// True when the payload of an APPEND is to be received: not for what is here already.
     pub(crate) fn wants_entry(&self, append: &Append<'_>) -> bool {
-        self.store.as_ref().is_some_and(|s| append.idx > s.upto())
+        self.store.as_ref().is_some_and(|s| append.idx > s.upto()) && !self.is_on_its_way(append.idx)
+    }
+
+    /// True for an entry that the store was given in this stream and that has neither been accepted
+    /// nor failed. It may wait behind a barrier without a slot.
+    fn is_on_its_way(&self, idx: Idx) -> bool {
+        let Some(store) = self.store.as_deref() else { return false };
+        idx <= self.taken && !store.is_accepted(idx) && !self.has_failed(idx)
+    }
+
+    fn has_failed(&self, idx: Idx) -> bool {
+        let slot = self.store.as_ref().and_then(|s| s.window_records(idx).next());
+        slot.is_some_and(|r| r.idx == idx && r.status == SlotStatus::Failed)
     }
 
     /// APPEND. The term has been checked; takes the payload.
@@ -56,6 +67,11 @@ impl Replica {
                 crate::streams::release(payload, cx);
                 self.counters.duplicates += 1;
                 self.ack_again(conn);
+            }
+            Position::Known => {
+                crate::streams::release(payload, cx);
+                self.counters.duplicates += 1;
+                self.advance(conn, append.idx);
             }
             Position::Gap => {
                 crate::streams::release(payload, cx);
@@ -82,8 +98,12 @@ impl Replica {
                 Change::Write(slice)
             }
             (false, EntryOp::Write, None) => {
-                // Thrown away for a term or a position that has changed since.
-                return self.nack(conn, Reason::Term, Kind::Append, append.idx, 0, cx);
+                // Thrown away on arrival: it was on its way and has failed since, which the engine
+                // is told; or the engine spoke before its PROMISE.
+                if !self.has_failed(append.idx) {
+                    self.malformed(conn, cx);
+                }
+                return;
             }
         };
         let entry = Entry { idx: append.idx, range: append.range, change, skip: append.skip };
@@ -99,13 +119,21 @@ impl Replica {
 
     fn admitted(&mut self, conn: ConnId, idx: Idx, admission: Admission) {
         match admission {
-            Admission::Taken => self.counters.entries += 1,
+            Admission::Taken => {
+                self.counters.entries += 1;
+                self.taken = self.taken.max(idx);
+            }
             Admission::Duplicate => {
                 self.counters.duplicates += 1;
                 self.fresh.push(idx);
                 self.ack_again(conn);
             }
         }
+        self.advance(conn, idx);
+    }
+
+    /// The stream of a session has come to `idx`.
+    fn advance(&mut self, conn: ConnId, idx: Idx) {
         if let Some(session) = self.session(conn) {
             session.next = Some(session.next.map_or(idx.next(), |n| n.max(idx.next())));
         }
@@ -142,8 +170,6 @@ impl Replica {
         self.lease.grant(engine, cx.now, span);
         self.lease_dirty = true;
         if let Some(store) = self.store.as_mut() {
-            // This replica is one of those that tidx speaks of: it cannot be above its own upto.
-            let tidx = tidx.min(store.upto());
             if tidx > store.tidx() {
                 store.set_tidx(tidx);
             }
@@ -162,29 +188,25 @@ impl Replica {
         if idx <= upto {
             return Position::Old;
         }
+        if self.is_on_its_way(idx) {
+            return Position::Known;
+        }
         let next = self.sessions.iter().find(|s| s.conn == conn).and_then(|s| s.next);
         let next = next.unwrap_or(upto.next()).max(upto.next());
         if idx == next {
             return Position::Good;
         }
-        let mut records = store.window_records(if idx < next { idx } else { next });
         if idx < next {
             // Sent again on the same session: only what has a slot, e.g. a failed one (M3).
-            let known = records.next().is_some_and(|r| r.idx == idx);
-            return if known { Position::Good } else { Position::Gap };
+            let known = store.window_records(idx).next().is_some_and(|r| r.idx == idx);
+            return if known || store.is_accepted(idx) { Position::Good } else { Position::Gap };
         }
         // After a reconnect the engine may leave out what is accepted here, and nothing else.
         let mut expected = next;
-        while expected < idx {
-            let accepted = records.next().is_some_and(|r| {
-                r.idx == expected && matches!(r.status, SlotStatus::Accepted | SlotStatus::Skipped)
-            });
-            if !accepted {
-                return Position::Gap;
-            }
+        while expected < idx && store.is_accepted(expected) {
             expected = expected.next();
         }
-        Position::Good
+        if expected == idx { Position::Good } else { Position::Gap }
     }
 
     /// The device refused an entry: its slot is Failed, the engine is told (M3).
@@ -203,7 +225,7 @@ impl Replica {
         cx: &mut Context<'_>,
     ) {
         self.alive(conn, tidx, sent_at, cx);
-        match self.position_of_flush(conn, idx) {
+        match self.position(conn, idx) {
             Position::Good => {}
             Position::Old if self.facts().w >= idx => {
                 // Durable before: answered again.
@@ -211,40 +233,19 @@ impl Replica {
                 return self.ack_again(conn);
             }
             Position::Old => {}
+            Position::Known => return self.advance(conn, idx),
             Position::Gap => return self.malformed(conn, cx),
         }
-        if let Some(session) = self.session(conn) {
-            session.next = Some(session.next.map_or(idx.next(), |n| n.max(idx.next())));
-        }
-        self.hand_in_flush(idx, cx);
+        self.advance(conn, idx);
+        self.hand_in_flush(conn, idx, cx);
     }
 
-    /// A flush has no slot that lists it: one that is sent again is known by its place alone.
-    fn position_of_flush(&mut self, conn: ConnId, idx: Idx) -> Position {
-        let next = self.sessions.iter().find(|s| s.conn == conn).and_then(|s| s.next);
-        match self.position(conn, idx) {
-            Position::Gap if next.is_some_and(|n| idx < n) => Position::Old,
-            position => position,
-        }
-    }
-
-    /// Gives a flush to the store.
-    pub(crate) fn hand_in_flush(&mut self, idx: Idx, cx: &mut Context<'_>) {
+    fn hand_in_flush(&mut self, conn: ConnId, idx: Idx, cx: &mut Context<'_>) {
         let Some(store) = self.store.as_mut() else { return };
         match store.flush(idx, cx.data, &mut self.store_out) {
-            Ok(Admission::Taken) => {}
+            Ok(Admission::Taken) => self.taken = self.taken.max(idx),
             Ok(Admission::Duplicate) => self.fresh.push(idx),
-            Err(StoreError::FailedEntry) => {
-                if self.held_flushes.len() < HELD_FLUSHES_MAX && !self.held_flushes.contains(&idx)
-                {
-                    self.held_flushes.push(idx);
-                }
-            }
-            Err(error) => {
-                if let Some(conn) = self.leader() {
-                    self.store_refused(conn, error, (Kind::Flush, idx, 0), cx);
-                }
-            }
+            Err(error) => self.store_refused(conn, error, (Kind::Flush, idx, 0), cx),
         }
     }
 
@@ -269,12 +270,10 @@ impl Replica {
                 let (term, idx, n) = (frame.term, frame.idx, frame.n);
                 return self.send(conn, &Message::SyncSetDone { term, idx, n }, cx);
             }
-            Position::Old | Position::Gap => return self.malformed(conn, cx),
+            Position::Old | Position::Known | Position::Gap => return self.malformed(conn, cx),
         }
         let joins = frame.join == Some(facts.member);
-        if joins != (frame.iss.contains(facts.member) && !facts.iss.contains(facts.member))
-            && joins
-        {
+        if frame.n <= facts.se.n || (joins && !frame.iss.contains(facts.member)) {
             return self.malformed(conn, cx);
         }
         let join = joins.then(|| Join {
@@ -312,9 +311,7 @@ impl Replica {
         let same = |call: &&mut Call| matches!(call.what, What::SyncSet { idx: i, .. } if i == idx);
         let Some(call) = self.calls.iter_mut().find(same) else { return false };
         call.conn = conn;
-        if let Some(session) = self.session(conn) {
-            session.next = Some(session.next.map_or(idx.next(), |n| n.max(idx.next())));
-        }
+        self.advance(conn, idx);
         true
     }
 

@@ -170,6 +170,7 @@ pub(crate) fn no_facts() -> Facts {
         loss: 0,
         w: Idx(0),
         tainted: false,
+        flush_failed: false,
         sealed: false,
         volatile_cache: false,
     }

@@ -11,7 +11,7 @@ use crate::maps::Staged;
 use crate::session::{PendingRead, Session};
 use crate::status::Counters;
 use crate::store::{
-    DiskError, DiskOp, DiskTag, Facts, FailCause, MapName, OpenError, OpenStep, Opened, Opening,
+    DiskError, DiskOp, DiskTag, Facts, FailCause, OpenError, OpenStep, Opened, Opening,
     Store, StoreEvent, StoreOut,
 };
 use crate::timing::Timing;
@@ -142,8 +142,9 @@ pub struct Replica {
     pub(crate) fresh: Vec<Idx>,
     /// Highest flush answered by the store and not told yet.
     pub(crate) flushed: Option<Idx>,
-    /// Flushes above a failed entry: handed in again when that has been repaired (M3).
-    pub(crate) held_flushes: Vec<Idx>,
+    /// Highest position handed to the store in this stream: what is below and not accepted is on
+    /// its way there.
+    pub(crate) taken: Idx,
     pub(crate) commit: Idx,
     pub(crate) nonces: u64,
     pub(crate) counters: Counters,
@@ -185,7 +186,7 @@ impl Replica {
             scratch: Vec::new(),
             fresh: Vec::new(),
             flushed: None,
-            held_flushes: Vec::new(),
+            taken: Idx(0),
             commit: Idx(0),
             nonces: 0,
             counters: Counters::default(),
@@ -278,9 +279,7 @@ impl Replica {
             self.store.as_ref().map_or((Idx(0), Idx(0), Idx(0), 0, 0), |s| {
                 (s.upto(), s.tidx(), s.max_idx(), s.window_count(), s.free_extents())
             });
-        let need = self.store.as_ref().is_some_and(|s| {
-            !s.map(MapName::Need).is_empty() || !s.map(MapName::Limbo).is_empty()
-        });
+        let need = self.store.as_ref().is_some_and(|s| s.has_need());
         ReplicaState {
             replica: facts.replica,
             boot: self.config.open.boot,
@@ -427,6 +426,11 @@ impl Replica {
                     self.call_done(call, cx);
                 }
             }
+            StoreEvent::Refused { token } => {
+                if let Some(call) = self.calls.take(token) {
+                    self.call_refused(call, cx);
+                }
+            }
             StoreEvent::Failed { cause } => self.store_failed(cause, cx),
         }
     }
@@ -462,9 +466,15 @@ impl Replica {
             session.heartbeat = None;
         }
         self.staged.clear();
+        self.taken = Idx(0);
         self.fresh.clear();
-        self.held_flushes.clear();
+        self.forget_sync_sets();
         self.flushed = None;
+    }
+
+    /// SYNCSETs that a newer order of things has overtaken: the store may have given them up.
+    pub(crate) fn forget_sync_sets(&mut self) {
+        self.calls.remove_if(|call| matches!(call.what, What::SyncSet { .. }));
     }
 
     fn stop(&mut self, cx: &mut Context<'_>) {
@@ -577,7 +587,6 @@ impl Machine for Replica {
             if self.stop == Stop::No {
                 self.expire_guests(cx);
                 self.start_reads(cx);
-                self.retry_held_flushes(cx);
                 self.store_lease(now);
             }
             // The window's header is stored here: before the answers below leave.

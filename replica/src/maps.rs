@@ -121,9 +121,7 @@ fn fill(store: &Store, pending: PendingMap, out: &mut Vec<u8>) -> Option<u64> {
         }
         MapKind::Need => {
             // Limbo counts as need towards others (R4).
-            let need = store.map(MapName::Need).iter_from(extent);
-            let limbo = store.map(MapName::Limbo).iter_from(extent);
-            fill_chunks(merge(need, limbo), out)
+            fill_chunks(store.need_and_limbo(extent), out)
         }
         MapKind::Limbo => fill_chunks(store.map(MapName::Limbo).iter_from(extent), out),
         MapKind::Allocated => fill_chunks(store.map(MapName::Allocated).iter_from(extent), out),
@@ -164,41 +162,9 @@ fn fill_chunks(
     None
 }
 
-/// The union of two rising runs of extents.
-fn merge(
-    a: impl Iterator<Item = (ExtentNo, u64)>,
-    b: impl Iterator<Item = (ExtentNo, u64)>,
-) -> impl Iterator<Item = (ExtentNo, u64)> {
-    let (mut a, mut b) = (a.peekable(), b.peekable());
-    core::iter::from_fn(move || match (a.peek().copied(), b.peek().copied()) {
-        (Some(x), Some(y)) if x.0 == y.0 => {
-            a.next();
-            b.next();
-            Some((x.0, x.1 | y.1))
-        }
-        (Some(x), Some(y)) if x.0 < y.0 => {
-            a.next();
-            Some(x)
-        }
-        (Some(_), None) => a.next(),
-        (_, Some(_)) => b.next(),
-        (None, None) => None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::vec;
-
-    #[test]
-    fn merged_maps_rise_and_lose_nothing() {
-        let e = |n, m| (ExtentNo(n), m);
-        let a = vec![e(1, 1), e(3, 1), e(9, 2)];
-        let b = vec![e(0, 4), e(3, 2), e(10, 1)];
-        let all: Vec<_> = merge(a.into_iter(), b.into_iter()).collect();
-        assert_eq!(all, vec![e(0, 4), e(1, 1), e(3, 3), e(9, 2), e(10, 1)]);
-    }
 
     #[test]
     fn chunks_outside_the_volume_are_refused() {

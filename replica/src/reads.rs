@@ -4,7 +4,7 @@ use crate::calls::{Call, What};
 use crate::limits::READ_BLOCKS_MAX;
 use crate::machine::{Context, Replica, entry_status, send};
 use crate::session::PendingRead;
-use crate::store::{Change, DiskError, MapName, StoreError};
+use crate::store::{Change, DiskError, StoreError};
 use trilith_block::limits::BLOCK_BYTES;
 use trilith_block::{BlockRange, BufSlice, Buffers, ConnId, Idx, Term};
 use trilith_wire::{EntryStatus, Kind, Message, Reason};
@@ -38,7 +38,7 @@ impl Replica {
         // A block under repair is not agreed on. Limbo is the engine's to judge, and in a recovery
         // (before TERMSTART) it reads whatever it needs.
         let facts = self.facts();
-        let repairing = self.store.as_ref().is_some_and(|s| s.map(MapName::Need).touches(range));
+        let repairing = self.store.as_ref().is_some_and(|s| s.needs(range));
         if repairing && facts.se.term == facts.term {
             return self.data(conn, rid, range, EntryStatus::Refused, None, cx);
         }
@@ -192,7 +192,7 @@ impl Replica {
             && facts.se.term == facts.term
             && facts.iss.contains(facts.member)
             && !facts.tainted
-            && self.store.as_ref().is_some_and(|s| s.map(MapName::Need).is_empty())
+            && self.store.as_ref().is_some_and(|s| !s.has_need())
     }
 
     /// The store has ended a repair.

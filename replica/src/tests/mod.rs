@@ -1,2 +1,12 @@
-//! Tests of the whole machine over a real store and an in-memory disk.
+//! Tests of the whole machine: a real store, an in-memory disk, engines played by the tests.
+
 mod arena;
+mod disk;
+mod entries;
+mod epochs;
+mod fuzz;
+mod model;
+mod restarts;
+mod rig;
+mod sessions;
+mod votes;

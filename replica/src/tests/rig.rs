@@ -100,7 +100,13 @@ impl Rig {
         Rig::with_budget(8 << 20)
     }
 
+    /// As `new`, with an arena of `budget` bytes.
     pub(crate) fn with_budget(budget: u64) -> Rig {
+        Rig::with_ring(budget, 64)
+    }
+
+    /// As `with_budget`, with a journal ring of so many blocks.
+    pub(crate) fn with_ring(budget: u64, ring_blocks: u32) -> Rig {
         let mut rig = Rig {
             replica: Replica::new(config(1)),
             arena: Arena::new(budget),
@@ -121,19 +127,20 @@ impl Rig {
             stopped: false,
             encoder: Encoder::new(),
         };
-        rig.format();
+        rig.format(ring_blocks);
         rig.start();
         rig
     }
 
-    fn format(&mut self) {
+    fn format(&mut self, ring_blocks: u32) {
         let params = FormatParams {
             volume: VOLUME,
             replica: REPLICA,
             member: member(0),
             voters: ALL,
+            iss: ALL,
             capacity: CAPACITY,
-            geometry: Geometry { ring_blocks: 16, al_slots: 68, al_batch: 4, window_slots: 64 },
+            geometry: Geometry { ring_blocks, al_slots: 68, al_batch: 4, window_slots: 64 },
             same_device: false,
             zero_data: false,
             volatile_cache: true,
