@@ -19,12 +19,34 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod admit;
 pub mod api;
+mod campaign;
 pub mod config;
+mod control;
 mod engine;
+mod extents;
+mod heal;
 pub mod histogram;
+mod lease;
 pub mod limits;
+mod messages;
+mod mode;
+mod ops;
+mod peer;
+mod read;
+pub mod rebuild;
+mod recover;
+pub mod recovery;
+mod rng;
+mod session;
+mod slab;
+mod spans;
 pub mod status;
+mod stop;
+mod stream;
+mod survey;
+mod syncset;
 
 pub use api::{Action, Event, ExitReason, Mode, Operator, Waiting};
 pub use config::{ConfigError, EngineConfig, Sizes, Timing};

@@ -75,3 +75,21 @@ pub const EXTENTS_RECORDS_MAX: usize = 256;
 
 const _: () = assert!(WINDOW_RESERVE < WINDOW_SLOTS);
 const _: () = assert!(LAG_ENTRIES_MAX < WINDOW_SLOTS - WINDOW_RESERVE);
+/// Chunks being read or repaired at once in a recovery.
+pub const RECOVERY_CHUNKS_MAX: usize = 32;
+/// A recovery without any answer for this long starts again with a new vote.
+pub const RECOVERY_STALL: Duration = Duration::from_secs(10);
+/// A member whose differing chunks are at most this many bytes is repaired before the term starts.
+pub const FIRST_ISS_BYTES: u64 = 64 << 20;
+/// A volume without a majority that counts, although a majority is connected and nothing heals it,
+/// campaigns again after this time.
+pub const STUCK: Duration = Duration::from_secs(1);
+/// Parts waiting in the gate above which blocks that some replica cannot read are not rewritten
+/// now; a later read of them tries again.
+pub const REWRITES_PARTS_MAX: usize = 64;
+/// Time after which a read that no replica could take is tried again.
+pub const READ_RETRY: Duration = Duration::from_millis(50);
+/// Time that a member rests after a demotion for lag or a failing device; doubles.
+pub const REST_MIN: Duration = Duration::from_secs(1);
+/// Longest such time. A member that was in sync this long starts from the shortest again.
+pub const REST_MAX: Duration = Duration::from_secs(60);

@@ -1,10 +1,13 @@
 //! What an engine shows of itself. Made on demand; nothing here is on the data path.
 
 use crate::api::Mode;
+use crate::engine::Engine;
 use crate::histogram::Histogram;
+use crate::peer;
+use crate::syncset::Standing;
 use alloc::vec::Vec;
 use core::time::Duration;
-use trilith_block::{Idx, MemberId, MemberSet, SyncEpoch, Term, Uuid};
+use trilith_block::{Idx, MemberId, MemberSet, Monotonic, SyncEpoch, Term, Uuid};
 
 /// What a member is to the volume now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -221,4 +224,89 @@ pub struct Status {
     pub latencies: Latencies,
     /// The members, by rising id.
     pub members: Vec<MemberStatus>,
+}
+
+impl Engine {
+    /// Everything there is to show.
+    pub fn status(&self, now: Monotonic) -> Status {
+        let now = now.max(self.now);
+        Status {
+            volume: self.cfg.volume,
+            engine: self.cfg.engine,
+            mode: self.mode,
+            term: self.term,
+            attach_epoch: self.cfg.attach_epoch,
+            epoch: SyncEpoch {
+                term: self.term,
+                n: self.sync.n,
+            },
+            in_sync: self.sync.iss,
+            tracked: self.sync.trk,
+            counted: self.sync.counted,
+            loss: self.loss,
+            capacity_bytes: self.capacity,
+            last: self.last_idx(),
+            commit: self.stream.commit,
+            tidx: self.stream.tidx(),
+            requests: self.ops.len(),
+            requests_max: self.cfg.sizes.requests_max,
+            entries: self.stream.entries.len(),
+            waiting: self.inbox.len()
+                + self.read_inbox.len()
+                + self.read_retries.len()
+                + self.parts.len()
+                + self.flush_wait.len()
+                + self.status_inbox.len(),
+            lease_left: self.lease_until().since(now),
+            counters: self.counters,
+            latencies: self.latencies.clone(),
+            members: self
+                .cfg
+                .members
+                .iter()
+                .map(|m| self.member_status(m, now))
+                .collect(),
+        }
+    }
+
+    fn member_status(&self, member: MemberId, now: Monotonic) -> MemberStatus {
+        let peer = &self.peers[member.index()];
+        let running = self.rebuilds[member.index()].as_ref().map(|r| &r.rebuild);
+        let role = match peer.standing {
+            Standing::Unknown => Role::Unknown,
+            Standing::InSync if self.sync.counted.contains(member) => Role::InSync,
+            Standing::InSync | Standing::Joining { .. } => Role::Uncounted,
+            Standing::Out { .. } => Role::Absent,
+            Standing::Telling { .. } | Standing::Tracked { .. } => Role::Rebuilding,
+        };
+        let link = match peer.link {
+            _ if peer.refused => Link::Refused,
+            peer::Link::Up => Link::Up,
+            peer::Link::Down { .. } => Link::Down,
+            peer::Link::Dialling { .. }
+            | peer::Link::Greeted { .. }
+            | peer::Link::Proved { .. } => Link::Connecting,
+        };
+        MemberStatus {
+            member,
+            replica: peer.replica,
+            role,
+            link,
+            promised: peer.is_ours(),
+            tainted: peer.state.is_some_and(|s| s.flags.tainted) && role != Role::InSync,
+            upto: peer.upto,
+            w: peer.w,
+            lag_entries: peer.lag_entries,
+            lag_bytes: peer.lag_bytes,
+            dirty_bytes: running.map_or(self.lacking(member).bytes(), |r| r.bytes_left()),
+            rebuilt_bytes: running.map_or(0, |r| r.bytes_copied()),
+            rebuild_bytes_per_second: running.map_or(0, |r| r.bytes_per_second()),
+            rebuild_eta: running.and_then(|r| r.eta(now)),
+            free_extents: peer.free_extents,
+            in_flight_entries: peer.in_flight_entries,
+            in_flight_bytes: peer.in_flight_bytes,
+            write_latency: peer.write_latency.clone(),
+            read_latency: peer.read_latency.clone(),
+        }
+    }
 }

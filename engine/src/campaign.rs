@@ -1,0 +1,442 @@
+//! Becoming leader: PREVOTE, VOTE, late promises (5.2), higher terms (R10), attach epochs (M11,
+//! M12).
+
+use crate::api::{ExitReason, Waiting};
+use crate::engine::{Cx, Engine};
+use crate::peer::{Peer, Survey};
+use crate::recovery::{self, Blocked, Plan, Policy};
+use alloc::vec::Vec;
+use trilith_block::{ChunkMap, Idx, MemberId, MemberSet, Monotonic, Term, Uuid};
+use trilith_wire::message::Prevote;
+use trilith_wire::{Kind, Message, Reason, ReplicaState};
+
+/// How far a campaign is. The engine may still serve its old term until VOTE is sent (R10).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Campaign {
+    /// None runs. `at`: when to start one.
+    Idle { at: Option<Monotonic> },
+    /// PREVOTE is out for this term.
+    Prevote {
+        term: Term,
+        granted: MemberSet,
+        refused: MemberSet,
+        until: Monotonic,
+    },
+    /// VOTE is out for the engine's term; maps of those that promised are being fetched.
+    Vote {
+        until: Monotonic,
+        majority_at: Option<Monotonic>,
+    },
+    /// `Engine::recovery` runs.
+    Recover,
+}
+
+/// What the last attempt to plan a recovery said.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct PlanAttempt {
+    /// Promises it was made of.
+    pub(crate) of: MemberSet,
+    /// When to try again with the same promises.
+    pub(crate) again: Option<Monotonic>,
+    /// It was blocked for want of members.
+    pub(crate) blocked: bool,
+}
+
+impl Engine {
+    /// A replica knows this attach epoch. True when it fences this engine (5.1, M12).
+    pub(crate) fn meet_epoch(&mut self, attach_epoch: u64, cx: &mut Cx<'_>) -> bool {
+        if attach_epoch <= self.cfg.attach_epoch {
+            return false;
+        }
+        self.finish(ExitReason::Fenced, cx);
+        true
+    }
+
+    /// R10: a replica has promised this term. An open engine campaigns above it soon, and serves on
+    /// meanwhile as long as majority and lease hold.
+    pub(crate) fn meet_term(&mut self, term: Term, now: Monotonic) {
+        self.max_term = self.max_term.max(term);
+        if term > self.term
+            && self.open
+            && let Campaign::Idle { at } = &mut self.campaign
+        {
+            let soon = now.after(self.rng.jitter(self.cfg.timing.recampaign_max));
+            *at = Some(at.map_or(soon, |at| at.min(soon)));
+        }
+    }
+
+    /// WELCOME has come.
+    pub(crate) fn session_up(&mut self, member: MemberId, state: &ReplicaState, cx: &mut Cx<'_>) {
+        self.mode_dirty = true;
+        let ours = state.term == self.term && state.voted_engine == self.cfg.engine;
+        match self.campaign {
+            Campaign::Vote { .. } if state.term <= self.term => self.ask_vote(member, cx),
+            Campaign::Recover if state.term < self.term => self.ask_vote(member, cx),
+            Campaign::Recover | Campaign::Vote { .. } => {
+                self.peers[member.index()].promised = ours;
+            }
+            Campaign::Idle { .. } | Campaign::Prevote { .. } => {
+                if self.open && ours {
+                    self.peers[member.index()].promised = true;
+                    self.member_returned(member, state, cx);
+                } else if self.open && state.term < self.term {
+                    self.ask_vote(member, cx);
+                }
+            }
+        }
+    }
+
+    fn ballot(&self, term: Term) -> Prevote {
+        Prevote {
+            term,
+            attach_epoch: self.cfg.attach_epoch,
+            cfg_gen: self.cfg.cfg_gen,
+            release_lease_of: self.cfg.supersedes,
+        }
+    }
+
+    fn ask_vote(&mut self, member: MemberId, cx: &mut Cx<'_>) {
+        let peer = &mut self.peers[member.index()];
+        if !peer.vote_sent {
+            peer.vote_sent = true;
+            let ballot = self.ballot(self.term);
+            self.send(member, &Message::Vote(ballot), None, cx);
+        }
+    }
+
+    fn up_count(&self) -> usize {
+        self.members_where(Peer::is_up).count()
+    }
+
+    /// Moves the campaign on. Called in each `settle`.
+    pub(crate) fn tend_campaign(&mut self, cx: &mut Cx<'_>) {
+        if self.is_finished() {
+            return;
+        }
+        match self.campaign {
+            Campaign::Idle { at } => {
+                let wanted = !self.open || at.is_some();
+                let due = at.is_none_or(|at| at <= cx.now);
+                if wanted && due && !self.stopping_without_term() && self.up_count() >= self.maj {
+                    self.start_prevote(cx);
+                }
+            }
+            Campaign::Prevote { until, .. } => {
+                if until <= cx.now {
+                    self.campaign_failed(cx.now);
+                }
+            }
+            Campaign::Vote { until, majority_at } => self.tend_vote(until, majority_at, cx),
+            Campaign::Recover => self.tend_recovery(cx),
+        }
+    }
+
+    fn start_prevote(&mut self, cx: &mut Cx<'_>) {
+        let term = Term(self.max_term.max(self.term).0 + 1);
+        self.counters.campaigns += 1;
+        self.other_leader = false;
+        self.campaign = Campaign::Prevote {
+            term,
+            granted: MemberSet::EMPTY,
+            refused: MemberSet::EMPTY,
+            until: cx.now.after(self.cfg.timing.campaign_round_max),
+        };
+        let ballot = self.ballot(term);
+        for member in self.members_where(Peer::is_up).iter() {
+            self.send(member, &Message::Prevote(ballot), None, cx);
+        }
+    }
+
+    /// Tries again after a while that grows.
+    pub(crate) fn campaign_failed(&mut self, now: Monotonic) {
+        let wait = self.rng.jitter(self.campaign_backoff);
+        self.campaign_backoff = (self.campaign_backoff * 2).min(self.cfg.timing.campaign_retry_max);
+        self.campaign = Campaign::Idle {
+            at: Some(now.after(wait)),
+        };
+        self.mode_dirty = true;
+    }
+
+    /// PREVOTEREPLY, or NACK of a PREVOTE.
+    pub(crate) fn prevote_reply(
+        &mut self,
+        member: MemberId,
+        reason: Option<Reason>,
+        cx: &mut Cx<'_>,
+    ) {
+        let Campaign::Prevote {
+            term,
+            granted,
+            refused,
+            ..
+        } = &mut self.campaign
+        else {
+            return;
+        };
+        match reason {
+            None => *granted = granted.with(member),
+            Some(reason) => {
+                *refused = refused.with(member);
+                self.other_leader |= reason == Reason::LeaderAlive;
+            }
+        }
+        if granted.count() >= self.maj {
+            let term = *term;
+            self.start_vote(term, cx);
+        } else if self.cfg.members.minus(*refused).count() < self.maj {
+            self.campaign_failed(cx.now);
+        }
+    }
+
+    fn start_vote(&mut self, term: Term, cx: &mut Cx<'_>) {
+        self.freeze(cx);
+        self.term = term;
+        self.max_term = self.max_term.max(term);
+        for member in self.cfg.members.iter() {
+            self.peers[member.index()].reset_term();
+        }
+        self.plan_attempt = PlanAttempt::default();
+        self.defer_until = Monotonic(0);
+        self.campaign = Campaign::Vote {
+            until: cx.now.after(self.cfg.timing.campaign_round_max),
+            majority_at: None,
+        };
+        self.mode_dirty = true;
+        for member in self.members_where(Peer::is_up).iter() {
+            self.ask_vote(member, cx);
+        }
+    }
+
+    /// PROMISE: the member drained everything older (V3) and holds this engine's term.
+    pub(crate) fn promised(
+        &mut self,
+        member: MemberId,
+        term: Term,
+        state: &ReplicaState,
+        cx: &mut Cx<'_>,
+    ) {
+        let known = self.peers[member.index()]
+            .state
+            .map_or(Uuid::NONE, |s| s.replica);
+        if term != self.term || state.member != member || state.replica != known {
+            return;
+        }
+        let voters_ok = state.voters == self.cfg.members && state.capacity == self.capacity;
+        if !voters_ok || self.peers[member.index()].promised {
+            return;
+        }
+        let peer = &mut self.peers[member.index()];
+        peer.state = Some(*state);
+        peer.promised = true;
+        peer.w = state.w;
+        peer.free_extents = state.free_extents;
+        self.mode_dirty = true;
+        match self.campaign {
+            Campaign::Vote { .. } => {
+                self.defer_acks(state, cx.now);
+                self.start_survey(member, cx);
+            }
+            Campaign::Recover => {}
+            // A member of no first in-sync set enters by rebuild at once (R11).
+            Campaign::Idle { .. } | Campaign::Prevote { .. } if self.open => {
+                self.member_late(member, cx);
+            }
+            Campaign::Idle { .. } | Campaign::Prevote { .. } => {}
+        }
+    }
+
+    /// 5.5: the old leader's leased reads stay true until its leases are over. A lease of an engine
+    /// known to be dead does not count (M14), nor does one of this engine's own earlier term.
+    fn defer_acks(&mut self, state: &ReplicaState, now: Monotonic) {
+        let dead = state.leader == self.cfg.engine
+            || (!self.cfg.supersedes.is_none() && state.leader == self.cfg.supersedes);
+        if state.lease_left_ms > 0 && !dead {
+            let left = core::time::Duration::from_millis(u64::from(state.lease_left_ms) + 1);
+            self.defer_until = self.defer_until.max(now.after(left + left / 50));
+        }
+    }
+
+    /// NACK.
+    pub(crate) fn nacked(
+        &mut self,
+        member: MemberId,
+        reason: Reason,
+        refused: Kind,
+        tag: u64,
+        cx: &mut Cx<'_>,
+    ) {
+        match refused {
+            Kind::Prevote => return self.prevote_reply(member, Some(reason), cx),
+            Kind::Vote => {
+                self.peers[member.index()].vote_sent = false;
+                if reason == Reason::LeaderAlive {
+                    self.other_leader = true;
+                }
+                return;
+            }
+            Kind::Read => {
+                let refused = trilith_wire::EntryStatus::Refused;
+                self.data_arrived(tag, crate::read::ReadResult::Failed(refused), cx);
+            }
+            _ => {}
+        }
+        match reason {
+            Reason::Term | Reason::Voted => self.member_left(member, cx),
+            Reason::Malformed
+            | Reason::WrongVolume
+            | Reason::Protocol
+            | Reason::Secret
+            | Reason::AttachEpoch
+            | Reason::LeaderAlive
+            | Reason::Config
+            | Reason::Failed
+            | Reason::Replaced
+            | Reason::Busy
+            | Reason::Mismatch => self.drop_session(member, cx),
+        }
+    }
+
+    /// A member follows a higher term: nothing of ours counts there any more.
+    fn member_left(&mut self, member: MemberId, cx: &mut Cx<'_>) {
+        let peer = &mut self.peers[member.index()];
+        if !peer.promised {
+            return;
+        }
+        peer.promised = false;
+        peer.vote_sent = false;
+        peer.lost_at = cx.now;
+        peer.control.clear();
+        self.session_lost(member, cx);
+    }
+
+    fn tend_vote(&mut self, until: Monotonic, majority_at: Option<Monotonic>, cx: &mut Cx<'_>) {
+        let promised = self.members_where(Peer::is_ours);
+        if promised.count() < self.maj {
+            if until <= cx.now {
+                self.campaign_failed(cx.now);
+            }
+            return;
+        }
+        let majority_at = majority_at.unwrap_or(cx.now);
+        self.campaign = Campaign::Vote {
+            until,
+            majority_at: Some(majority_at),
+        };
+        // A round that has its majority ends only by a plan or by losing the majority.
+        let until = cx.now.after(self.cfg.timing.campaign_round_max);
+        self.campaign = Campaign::Vote {
+            until,
+            majority_at: Some(majority_at),
+        };
+        let waited = cx.now.since(majority_at);
+        let all = promised == self.cfg.members;
+        if !all && waited < self.cfg.timing.promise_wait {
+            return;
+        }
+        let done = self.members_where(|p| p.is_ours() && p.survey.as_ref().is_some_and(|s| s.done));
+        if done != promised {
+            return;
+        }
+        let again = self.plan_attempt.again.is_some_and(|at| at <= cx.now);
+        if self.plan_attempt.of == promised && !again {
+            return;
+        }
+        self.make_plan(promised, waited, cx);
+    }
+
+    fn make_plan(&mut self, promised: MemberSet, waited: core::time::Duration, cx: &mut Cx<'_>) {
+        let policy = Policy {
+            capacity_bytes: self.capacity,
+            lossy_wait: self.cfg.timing.lossy_wait,
+            waited,
+            small_bytes: crate::limits::FIRST_ISS_BYTES,
+        };
+        let taken: Vec<_> = promised
+            .iter()
+            .filter_map(|m| self.peers[m.index()].survey.take())
+            .map(|s| s.promise)
+            .collect();
+        let plan = recovery::plan(&taken, self.cfg.members, &policy);
+        match plan {
+            Ok(plan) => self.start_recovery(plan, cx),
+            Err(blocked) => {
+                for promise in taken {
+                    let at = promise.member.index();
+                    self.peers[at].survey = Some(Survey {
+                        promise,
+                        step: usize::MAX,
+                        done: true,
+                    });
+                }
+                let left = match blocked {
+                    Blocked::WaitForMore { left, .. } => left,
+                    Blocked::NoMajority { .. } | Blocked::NoSource { .. } => None,
+                };
+                self.plan_attempt = PlanAttempt {
+                    of: promised,
+                    again: left.map(|l| cx.now.after(l)),
+                    blocked: true,
+                };
+                self.mode_dirty = true;
+            }
+        }
+    }
+
+    fn start_recovery(&mut self, plan: Plan, cx: &mut Cx<'_>) {
+        self.campaign = Campaign::Recover;
+        self.plan_attempt = PlanAttempt::default();
+        self.mode_dirty = true;
+        self.begin_recovery(plan, cx);
+    }
+
+    /// What a campaign waits for.
+    pub(crate) fn campaign_waits(&self) -> Waiting {
+        match self.campaign {
+            Campaign::Recover => Waiting::Recovery,
+            Campaign::Vote { .. } if self.plan_attempt.blocked => Waiting::MoreMembers,
+            Campaign::Vote { .. } => Waiting::Votes,
+            _ if self.up_count() < self.maj => Waiting::Replicas,
+            _ if self.other_leader => Waiting::OtherLeader,
+            Campaign::Idle { .. } | Campaign::Prevote { .. } => Waiting::Votes,
+        }
+    }
+
+    /// When the campaign wants to be looked at.
+    pub(crate) fn campaign_deadline(&self) -> Option<Monotonic> {
+        match self.campaign {
+            Campaign::Idle { at } => at.filter(|_| self.up_count() >= self.maj),
+            Campaign::Prevote { until, .. } => Some(until),
+            Campaign::Vote { until, majority_at } => {
+                let wait = self.cfg.timing.promise_wait;
+                let late = majority_at
+                    .map(|at| at.after(wait))
+                    .filter(|at| *at > self.now);
+                [Some(until), late, self.plan_attempt.again]
+                    .into_iter()
+                    .flatten()
+                    .min()
+            }
+            Campaign::Recover => self
+                .recovery
+                .as_ref()
+                .and_then(recovery::Recovery::deadline),
+        }
+    }
+
+    /// An empty promise to be filled by a survey.
+    pub(crate) fn blank_promise(member: MemberId, state: ReplicaState) -> recovery::Promise {
+        recovery::Promise {
+            member,
+            state,
+            window: Vec::new(),
+            al: ChunkMap::new(),
+            need: ChunkMap::new(),
+            dirty: recovery::MemberMaps::new(),
+        }
+    }
+
+    /// The highest position that has been seen anywhere, for asserts.
+    pub(crate) fn last_idx(&self) -> Idx {
+        Idx(self.stream.next.0.saturating_sub(1))
+    }
+}
