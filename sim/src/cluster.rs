@@ -357,6 +357,7 @@ impl Cluster {
                 let at = self.world.now();
                 self.story
                     .tell(at, || format!("replica {host} open: {opened:?}"));
+                self.tell_space(host, node);
             }
             Effect::EngineExit(_) | Effect::ReplicaExit(_) => *exits = Some(effect),
         }

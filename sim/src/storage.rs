@@ -122,6 +122,7 @@ impl Cluster {
             replica,
             member: MemberId::new(host).expect("few members"),
             voters: MemberSet::first(self.config.replicas),
+            iss: MemberSet::first(self.config.replicas),
             capacity: self.config.capacity,
             geometry: self.config.geometry,
             same_device: false,
@@ -184,7 +185,7 @@ impl Cluster {
     }
 
     /// What the file system has left, as the driver tells it now and then.
-    fn tell_space(&mut self, host: Host, node: &mut Node) {
+    pub fn tell_space(&mut self, host: Host, node: &mut Node) {
         let clock = self.clock(host);
         let Some(disk) = &self.hosts[host].disk else {
             return;

@@ -35,6 +35,8 @@ pub struct Supervisor {
     take_over_waits: bool,
     /// Engine of each term that was ever active (I1).
     leaders: BTreeMap<u64, Uuid>,
+    /// Durable facts of each replica as last seen.
+    seen: BTreeMap<Host, trilith_replica::store::Facts>,
     /// What to do when an engine that was told to stop has stopped.
     restart_replicas: bool,
     /// Counts for the report.
@@ -102,6 +104,7 @@ impl Supervisor {
             granted_until: 0,
             take_over_waits: false,
             leaders: BTreeMap::new(),
+            seen: BTreeMap::new(),
             restart_replicas: false,
             counts: Counts::default(),
         }
@@ -288,8 +291,51 @@ impl Cluster {
         }
     }
 
-    /// Looks at an engine after each of its turns.
+    /// I2, I16, I17: what a replica has made durable never goes back, not even over a power loss.
+    fn watch_replica(&mut self, host: Host, node: &mut Node) {
+        let Some(replica) = node.replica() else {
+            return;
+        };
+        let Some(store) = replica.machine.store() else {
+            return;
+        };
+        let facts = store.facts();
+        let broken = self.supervisor.seen.get(&host).and_then(|before| {
+            let before = *before;
+            let back = [
+                ("I2: term", before.term > facts.term),
+                ("I2: attach epoch", before.attach_epoch > facts.attach_epoch),
+                ("I2: sync epoch", before.se > facts.se),
+                ("I17: loss epoch", before.loss > facts.loss),
+                ("I12: watermark", before.w > facts.w),
+                (
+                    "I2: vote",
+                    before.term == facts.term
+                        && before.voted != facts.voted
+                        && !before.voted.is_none(),
+                ),
+            ];
+            let what = back.iter().find(|(_, wrong)| *wrong)?.0;
+            Some(format!(
+                "{what} of replica {host} went from {before:?} to {facts:?}"
+            ))
+        });
+        let majority = self.config.majority();
+        let small = facts.se.n > 0 && facts.iss.count() < majority;
+        self.supervisor.seen.insert(host, facts);
+        if let Some(why) = broken {
+            self.fail(why);
+        } else if small {
+            self.fail(format!(
+                "I16: replica {host} has {:?} in {:?}",
+                facts.iss, facts.se
+            ));
+        }
+    }
+
+    /// Looks at a process after each of its turns.
     pub fn watch(&mut self, host: Host, node: &mut Node) {
+        self.watch_replica(host, node);
         let clock = self.clock(host);
         let replicas = self.config.replicas;
         let Some(engine) = node.engine() else { return };
@@ -366,6 +412,11 @@ impl Cluster {
     /// Grants, once a second.
     pub fn supervise(&mut self) {
         self.world.after(SECONDS, Event::Supervise);
+        for replica in 0..self.config.replicas {
+            if !self.hosts[replica].paused {
+                self.space_changed(replica);
+            }
+        }
         let host = self.supervisor.active;
         if !self.config.grants || self.supervisor.take_over_waits || self.hosts[host].paused {
             return;
