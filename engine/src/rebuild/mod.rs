@@ -234,7 +234,8 @@ impl Rebuild {
             config,
             picker: Picker::new(dirty, config.capacity_bytes),
             copies: Vec::with_capacity(config.copies_max),
-            next_token: 1,
+            // No token of an earlier rebuild of this member: a late answer must find nothing.
+            next_token: now.0.max(1),
             bucket: Bucket::new(now, rate.bytes_per_second()),
             rate,
             now,

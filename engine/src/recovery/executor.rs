@@ -117,6 +117,8 @@ impl Recovery {
             self.phase
         );
         self.progress_at = now;
+        // No token of an earlier recovery: a late answer must find nothing.
+        self.next_token = now.0.max(1);
         self.phase = Phase::Reconcile;
         // R5: every member that will be touched makes that durable before any REPAIR. The loss
         // epoch goes to all of Q: a decision that only a minority remembers could be taken a second

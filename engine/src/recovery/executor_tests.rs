@@ -215,7 +215,13 @@ fn a_loss_epoch_is_remembered_even_where_nothing_can_be_repaired() {
     let mut base = promise(0, (3, 0), &[0, 2], 9);
     base.state.loss = 3;
     let mut bench = Bench::new(&[base, failed], 64);
-    assert_eq!(bench.steps(), [RecoveryStep::Reconcile { member: member(1), loss: 3 }]);
+    assert_eq!(
+        bench.steps(),
+        [RecoveryStep::Reconcile {
+            member: member(1),
+            loss: 3
+        }]
+    );
     assert_eq!(starts(&bench.reconciled(&[1])), [0]);
 }
 
