@@ -175,6 +175,10 @@ pub(crate) struct FormatArgs {
     /// Size of the volume.
     #[arg(long, value_parser = parse_volume_size, value_name = "SIZE")]
     pub(crate) size: u64,
+    /// The volume exists and the replica takes the place of one that was lost: it starts out of
+    /// sync and is rebuilt. Without it, all replicas of a new volume must be formatted.
+    #[arg(long)]
+    pub(crate) replacement: bool,
 }
 
 /// Flags of `store export`.

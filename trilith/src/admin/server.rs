@@ -132,7 +132,10 @@ mod tests {
         let asked = feed(&mut server, "GET /status HTTP/1.1\r\n\r\n").unwrap();
         assert!(matches!(
             asked,
-            Ok(Request { method: Method::Get, .. })
+            Ok(Request {
+                method: Method::Get,
+                ..
+            })
         ));
         assert_eq!(server.want(CONN), Want::Pause, "one request a connection");
         assert_eq!(server.deadline(), None);

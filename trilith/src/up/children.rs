@@ -149,7 +149,7 @@ impl Children {
                 Ok(None) => true,
                 Ok(Some(status)) => {
                     let exit = Exit::of(status.code());
-                    tracing::info!(child = %child.id, %status, "child has ended");
+                    tracing::debug!(child = %child.id, %status, "child is reaped");
                     ended.push((child.id, exit));
                     false
                 }

@@ -16,7 +16,7 @@ use crate::host::process;
 use crate::host::replica::format;
 use crate::limits::{OLD_ENGINE_WAIT_MAX, SECRET_BYTES};
 use crate::text::bytes_text;
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use config::{Config, Wanted};
 use state::State;
 use std::fs::DirBuilder;
@@ -41,6 +41,9 @@ const NAME_DEFAULT: &str = "vol";
 /// When the directory, the flags or the volume in it cannot be used.
 pub(crate) fn run(args: UpArgs, log: &str) -> anyhow::Result<Exit> {
     let config = Config::new(args, log).map_err(setup)?;
+    if config.wanted.size_bytes.is_none() && !config.dir.join(layout::STATE).exists() {
+        return Err(setup(no_size(&config)));
+    }
     let lock = enter(&config.dir).map_err(setup)?;
     let mut state = find_or_make(&config).map_err(setup)?;
     let mut arena = ArenaConfig::of_process();
@@ -112,12 +115,7 @@ fn find_or_make(config: &Config) -> anyhow::Result<State> {
             .with_context(|| format!("use the volume in {}", config.dir.display()))?;
         return Ok(state);
     }
-    let Some(size_bytes) = config.wanted.size_bytes else {
-        bail!(
-            "make a volume in {}: expected --size, such as --size 10GiB",
-            config.dir.display()
-        );
-    };
+    let size_bytes = config.wanted.size_bytes.ok_or_else(|| no_size(config))?;
     let mut secret = [0; SECRET_BYTES];
     random_bytes(&mut secret)?;
     write_secret(Path::new(layout::SECRET), &secret)?;
@@ -142,6 +140,11 @@ fn find_or_make(config: &Config) -> anyhow::Result<State> {
     };
     state.write(here)?;
     Ok(state)
+}
+
+fn no_size(config: &Config) -> anyhow::Error {
+    let dir = config.dir.display();
+    anyhow!("make a volume in {dir}: expected --size, such as --size 10GiB")
 }
 
 /// A volume keeps the size, the replicas and the name that it was made with.
@@ -185,6 +188,7 @@ fn format_replicas(turns: &mut Loop, state: &mut State) -> anyhow::Result<()> {
             member,
             replicas: state.replicas.len(),
             capacity: state.size_bytes,
+            replacement: false,
         };
         format::directory(turns, &dir, &new)
             .with_context(|| format!("format replica {member} in {}", dir.display()))?;

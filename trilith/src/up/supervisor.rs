@@ -22,8 +22,8 @@ pub(crate) enum ChildId {
 impl std::fmt::Display for ChildId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            ChildId::Replica(member) => write!(f, "replica-{member}"),
-            ChildId::Engine => f.write_str("engine"),
+            ChildId::Replica(member) => f.pad(&format!("replica-{member}")),
+            ChildId::Engine => f.pad("engine"),
         }
     }
 }

@@ -78,6 +78,7 @@ pub(crate) struct EngineHost {
     slow: Vec<ConnId>,
     told_mode: Option<Mode>,
     told_loss: Option<u32>,
+    stopping: bool,
     ending: Option<Ending>,
 }
 
@@ -103,6 +104,7 @@ impl EngineHost {
             slow: Vec::new(),
             told_mode: None,
             told_loss: None,
+            stopping: false,
             ending: None,
         }
     }
@@ -282,6 +284,13 @@ impl EngineHost {
         self.nbd(io, FrontendEvent::Serving(false));
     }
 
+    /// The second word to stop, for example the end of the supervisor's pipe, adds nothing.
+    fn stop(&mut self, io: &mut Io) {
+        if !std::mem::replace(&mut self.stopping, true) {
+            self.operator(io, Operator::Stop);
+        }
+    }
+
     fn operator(&mut self, io: &mut Io, operator: Operator) {
         self.engine(io, Event::Operator(operator));
         self.pump(io);
@@ -296,7 +305,7 @@ impl EngineHost {
             tracing::info!(state, "volume is {state}: {detail}");
             self.parts
                 .supervisor
-                .tell(&News::State(format!("{state} {detail}")));
+                .tell(&News::State(format!("{state}: {detail}")));
         }
         let loss = self.parts.engine.loss();
         // Before the operator has accepted a loss, clients are still bound to the epoch before.
@@ -436,7 +445,7 @@ impl Handler for EngineHost {
 
     fn signal(&mut self, io: &mut Io, signal: Signal) {
         match signal {
-            Signal::Terminate | Signal::Interrupt => self.operator(io, Operator::Stop),
+            Signal::Terminate | Signal::Interrupt => self.stop(io),
             Signal::Hangup | Signal::Child | Signal::User1 => {}
         }
     }
@@ -448,7 +457,7 @@ impl Handler for EngineHost {
                 self.engine(io, Event::Grant { until });
                 self.pump(io);
             }
-            Ok(Command::Stop) => self.operator(io, Operator::Stop),
+            Ok(Command::Stop) => self.stop(io),
             Err(_) => {}
         }
     }

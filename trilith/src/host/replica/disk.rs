@@ -221,3 +221,109 @@ fn kind(error: Errno) -> DiskError {
         DiskError::Io
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::time::Duration;
+    use trilith_block::{ConnId, Monotonic, StreamEvent, Want};
+    use trilith_runtime::{
+        ArenaConfig, Backend, DataFile, Handler, ListenerId, Loop, LoopConfig, OpenFile,
+    };
+
+    struct Host {
+        disk: StoreDisk,
+        completed: Vec<Completed>,
+    }
+
+    impl Handler for Host {
+        fn accepted(&mut self, _io: &mut Io, _listener: ListenerId, _conn: ConnId) {}
+        fn stream(&mut self, _io: &mut Io, _conn: ConnId, _event: StreamEvent<'_>) {}
+        fn want(&mut self, _io: &mut Io, _conn: ConnId) -> Want {
+            Want::Pause
+        }
+        fn disk(&mut self, io: &mut Io, done: DiskDone) {
+            self.completed.extend(self.disk.done(io, done));
+            self.disk.retry(io);
+        }
+        fn settle(&mut self, _io: &mut Io, _now: Monotonic) {}
+        fn deadline(&self) -> Option<Monotonic> {
+            None
+        }
+    }
+
+    /// A loop and a store on one file of 1 MiB of ones in `dir`.
+    fn set_up(dir: &std::path::Path) -> (Loop, Host) {
+        let arena = ArenaConfig {
+            budget_bytes: 4 << 20,
+            huge_pages: false,
+        };
+        let mut turns = Loop::new(LoopConfig {
+            backend: Backend::Plain,
+            arena,
+        })
+        .unwrap();
+        std::fs::write(dir.join("file"), vec![1; 1 << 20]).unwrap();
+        let how = OpenFile {
+            direct: false,
+            ..OpenFile::existing(dir.join("file"))
+        };
+        let file = turns.io().adopt(DataFile::open(&how).unwrap()).unwrap();
+        (
+            turns,
+            Host {
+                disk: StoreDisk::new(file, file),
+                completed: Vec::new(),
+            },
+        )
+    }
+
+    fn run(turns: &mut Loop, host: &mut Host, op: DiskOp) -> Completed {
+        host.disk.start(turns.io(), DiskTag(7), op);
+        while host.completed.is_empty() {
+            turns.turn(host, Duration::from_secs(10)).unwrap();
+        }
+        host.completed.remove(0)
+    }
+
+    #[test]
+    fn ranges_become_zero_whatever_the_file_system_can() {
+        // tmpfs cannot zero a range, so that one is overwritten; the other may be able to.
+        for base in [std::path::Path::new("/dev/shm"), &std::env::temp_dir()] {
+            let dir = tempfile::tempdir_in(base).unwrap();
+            let (mut turns, mut host) = set_up(dir.path());
+            let (role, offset, len) = (FileRole::Data, 4096, 600 * 1024);
+            let op = DiskOp::ZeroRange { role, offset, len };
+            assert_eq!(run(&mut turns, &mut host, op), (DiskTag(7), Ok(())));
+            let op = DiskOp::PunchHole {
+                role,
+                offset: 700 * 1024,
+                len: 4096,
+            };
+            assert_eq!(run(&mut turns, &mut host, op), (DiskTag(7), Ok(())));
+            let found = std::fs::read(dir.path().join("file")).unwrap();
+            let zero = |at: usize| {
+                (4096..4096 + 600 * 1024).contains(&at) || (700 * 1024..704 * 1024).contains(&at)
+            };
+            for (at, byte) in found.iter().enumerate() {
+                assert_eq!(*byte == 0, zero(at), "byte {at} in {}", base.display());
+            }
+        }
+    }
+
+    #[test]
+    fn what_lies_beyond_the_end_of_a_file_reads_zero() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut turns, mut host) = set_up(dir.path());
+        let buf = turns.io().arena().alloc(8192).unwrap();
+        turns.io().arena().bytes_mut(buf).fill(9);
+        let op = DiskOp::Read {
+            role: FileRole::Meta,
+            offset: (1 << 20) - 4096,
+            buf,
+        };
+        assert_eq!(run(&mut turns, &mut host, op), (DiskTag(7), Ok(())));
+        let bytes = turns.io().arena().bytes(buf).to_vec();
+        assert!(bytes[..4096].iter().all(|b| *b == 1) && bytes[4096..].iter().all(|b| *b == 0));
+    }
+}

@@ -22,7 +22,8 @@ fn open(path: &Path, write: bool, lock: Option<Duration>) -> anyhow::Result<Data
         write,
         create: false,
         create_new: false,
-        direct: true,
+        // Who only reads goes through the page cache, which does not ask for aligned memory.
+        direct: write,
         lock,
     };
     DataFile::open(&how).map_err(|error| {

@@ -27,6 +27,8 @@ pub(crate) struct New {
     pub(crate) member: usize,
     pub(crate) replicas: usize,
     pub(crate) capacity: u64,
+    /// It takes the place of a lost replica of a volume that exists.
+    pub(crate) replacement: bool,
 }
 
 /// True when a complete store was made in the directory once.
@@ -124,6 +126,11 @@ fn params(new: &New, device: bool) -> anyhow::Result<Params> {
         replica: new.replica,
         member,
         voters: MemberSet::first(new.replicas),
+        iss: if new.replacement {
+            MemberSet::EMPTY
+        } else {
+            MemberSet::first(new.replicas)
+        },
         capacity: new.capacity,
         geometry: Geometry::DEFAULT,
         same_device: device,

@@ -53,7 +53,12 @@ pub(crate) fn run(args: &ReplicaArgs) -> anyhow::Result<Exit> {
         tracing::warn!("no tmpfs for the window: each restart counts as a power failure");
     }
     let open = OpenParams {
-        boot: Uuid(boot_id()?),
+        // Without tmpfs there is no window to take over.
+        boot: if window_dir.is_some() {
+            Uuid(boot_id()?)
+        } else {
+            Uuid::NONE
+        },
         allocate: regular,
         allocate_ahead: ALLOCATE_AHEAD_EXTENTS,
     };

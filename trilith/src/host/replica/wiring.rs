@@ -8,10 +8,12 @@ use crate::host::Outbox;
 use crate::host::process::Supervisor;
 use crate::host::replica::disk::StoreDisk;
 use crate::limits::{DRAIN_TIME_MAX, SPACE_CHECK_PERIOD};
+use crate::store::words::open_error;
 use anyhow::anyhow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use trilith_block::{ConnId, Machine, Monotonic, Stream, StreamEvent, Uuid, Want, Words};
+use trilith_replica::store::Opened;
 use trilith_replica::{Action, Event, Fatal, Replica};
 use trilith_runtime::{
     DiskDone, Handler, HeapWords, Io, ListenerId, MappedWords, Message, Signal, free_space,
@@ -64,6 +66,7 @@ pub(crate) struct ReplicaHost {
     unsettled: bool,
     slow: Vec<ConnId>,
     space_at: Monotonic,
+    stopping: bool,
     ending: Option<Ending>,
 }
 
@@ -80,6 +83,7 @@ impl ReplicaHost {
             unsettled: true,
             slow: Vec::new(),
             space_at: now,
+            stopping: false,
             ending: None,
         }
     }
@@ -122,7 +126,7 @@ impl ReplicaHost {
                         volume: _,
                         replica,
                     } => self.words(io, len, replica),
-                    Action::Opened(opened) => self.opened(io, opened.resumed, opened.newly_tainted),
+                    Action::Opened(opened) => self.opened(io, &opened),
                     Action::Stopped => self.end(io, Ok(Exit::Done)),
                     Action::Fatal(fatal) => self.fatal(io, fatal),
                 }
@@ -147,16 +151,17 @@ impl ReplicaHost {
             .step(now, Event::Words(words), io.arena(), &mut self.out.fill);
     }
 
-    fn opened(&mut self, io: &mut Io, resumed: bool, newly_tainted: bool) {
+    fn opened(&mut self, io: &mut Io, opened: &Opened) {
         if let Err(error) = self.check() {
             return self.end(io, Err(setup(error)));
         }
-        if newly_tainted {
-            tracing::warn!(
-                "the window is lost (power failure?): the replica is tainted until it has been repaired"
-            );
+        if opened.newly_tainted {
+            tracing::warn!("the window is lost (power failure?): tainted until repaired");
         }
-        tracing::info!(resumed, "store is open");
+        if opened.maps_lost {
+            tracing::warn!("the checkpoint cannot be read: all chunks count as changed");
+        }
+        tracing::info!(resumed = opened.resumed, "store is open");
         self.measure(io);
         self.parts.supervisor.tell(&News::Ready);
     }
@@ -187,7 +192,7 @@ impl ReplicaHost {
     fn fatal(&mut self, io: &mut Io, fatal: Fatal) {
         let path = self.parts.path.display();
         let error = match fatal {
-            Fatal::Open(error) => setup(anyhow!("open store in {path}: {error:?}")),
+            Fatal::Open(error) => setup(anyhow!("open store in {path}: {}", open_error(&error))),
             Fatal::WrongVolume { found } => {
                 let expected = self.parts.expected.volume.unwrap_or(Uuid::NONE);
                 setup(anyhow!(
@@ -254,7 +259,11 @@ impl ReplicaHost {
         io.close(conn, true);
     }
 
+    /// The second word to stop, for example the end of the supervisor's pipe, adds nothing.
     fn stop(&mut self, io: &mut Io) {
+        if std::mem::replace(&mut self.stopping, true) {
+            return;
+        }
         tracing::info!("replica stops");
         if self.parts.replica.store().is_none() {
             return self.end(io, Ok(Exit::Done));

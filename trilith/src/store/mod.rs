@@ -1,0 +1,138 @@
+//! `trilith store ...`: work on a store that no replica runs on.
+
+mod export;
+mod inspect;
+pub(crate) mod words;
+
+use crate::cli::{FormatArgs, StoreCommand};
+use crate::exit::{Exit, setup};
+use crate::host::process;
+use crate::host::replica::format;
+use crate::output;
+use trilith_runtime::{Backend, Loop, LoopConfig, Signal};
+
+/// Runs the command.
+///
+/// # Errors
+/// When the store cannot be used, or is damaged.
+pub(crate) fn run(command: &StoreCommand) -> anyhow::Result<Exit> {
+    match command {
+        StoreCommand::Format(args) => format_store(args).map_err(setup),
+        StoreCommand::Check(args) => inspect::check(&args.path),
+        StoreCommand::Show(args) => inspect::show(&args.path),
+        StoreCommand::Export(args) => export::run(args),
+    }
+}
+
+fn format_store(args: &FormatArgs) -> anyhow::Result<Exit> {
+    let mut turns = Loop::new(LoopConfig {
+        backend: Backend::Plain,
+        ..LoopConfig::default()
+    })?;
+    turns
+        .io()
+        .catch_signals(&[Signal::Terminate, Signal::Interrupt, Signal::Hangup])?;
+    let new = format::New {
+        volume: args.volume,
+        replica: process::new_uuid()?,
+        member: args.member,
+        replicas: args.replicas,
+        capacity: args.size,
+        replacement: args.replacement,
+    };
+    if args.path.exists() && !args.path.is_dir() {
+        format::device(&mut turns, &args.path, &new)?;
+    } else {
+        format::directory(&mut turns, &args.path, &new)?;
+    }
+    output::print(&format!(
+        "formatted replica {} as member {}\n",
+        new.replica, new.member
+    ));
+    Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{ExportArgs, StoreArgs};
+    use std::fs;
+    use std::os::unix::fs::FileExt;
+    use std::path::Path;
+    use trilith_block::Uuid;
+
+    fn formatted(dir: &Path) {
+        let arena = trilith_runtime::ArenaConfig {
+            budget_bytes: 4 << 20,
+            huge_pages: false,
+        };
+        let mut turns = Loop::new(LoopConfig {
+            backend: Backend::Plain,
+            arena,
+        })
+        .unwrap();
+        let new = format::New {
+            volume: Uuid([1; 16]),
+            replica: Uuid([2; 16]),
+            member: 1,
+            replicas: 3,
+            capacity: 64 << 20,
+            replacement: false,
+        };
+        format::directory(&mut turns, dir, &new).unwrap();
+        let again = format::directory(&mut turns, dir, &new).unwrap_err();
+        assert!(again.to_string().contains("expected no store"), "{again}");
+    }
+
+    #[test]
+    fn new_store_is_sound_and_a_broken_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        formatted(dir.path());
+        let args = || StoreArgs {
+            path: dir.path().to_owned(),
+        };
+        assert_eq!(run(&StoreCommand::Check(args())).unwrap(), Exit::Done);
+        assert_eq!(run(&StoreCommand::Show(args())).unwrap(), Exit::Done);
+        let out = dir.path().join("out");
+        let export = ExportArgs {
+            path: dir.path().to_owned(),
+            output: out.clone(),
+        };
+        assert_eq!(run(&StoreCommand::Export(export)).unwrap(), Exit::Done);
+        assert_eq!(fs::metadata(&out).unwrap().len(), 64 << 20);
+
+        let meta = fs::File::options()
+            .write(true)
+            .open(dir.path().join(format::META))
+            .unwrap();
+        meta.write_all_at(&[0xff], 100).unwrap();
+        assert_eq!(
+            run(&StoreCommand::Check(args())).unwrap(),
+            Exit::Failed,
+            "one copy is broken"
+        );
+        meta.write_all_at(&[0xff], (1 << 20) + 100).unwrap();
+        let error = run(&StoreCommand::Check(args())).unwrap_err();
+        assert!(format!("{error:#}").contains("superblock"), "{error:#}");
+        meta.set_len(10_000).unwrap();
+        assert!(run(&StoreCommand::Check(args())).is_err(), "truncated");
+    }
+
+    #[test]
+    fn store_in_use_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        formatted(dir.path());
+        let path = dir.path().join(format::DATA);
+        let held = crate::host::process::lock_file(&path, "").unwrap();
+        let command = StoreCommand::Check(StoreArgs {
+            path: dir.path().to_owned(),
+        });
+        let error = run(&command).unwrap_err();
+        assert!(
+            format!("{error:#}").contains("a replica runs on it"),
+            "{error:#}"
+        );
+        drop(held);
+        assert!(run(&command).is_ok());
+    }
+}
