@@ -87,6 +87,8 @@ struct Page {
     loans: u32,
     generation: u16,
     order: u8,
+    /// Listed in `Arena::parting`.
+    parting: bool,
     state: PageState,
 }
 
@@ -97,6 +99,7 @@ const FRESH_PAGE: Page = Page {
     loans: NONE,
     generation: 0,
     order: 0,
+    parting: false,
     state: PageState::Inner,
 };
 
@@ -124,6 +127,9 @@ pub struct Arena {
     loans: Vec<LoanEntry>,
     loans_free: u32,
     loans_count: usize,
+    /// First pages of buffers whose last owner has gone since [`Arena::reclaim`]. An action that
+    /// has not been carried out yet may name them and retain them again.
+    parting: Vec<u32>,
 }
 
 impl Arena {
@@ -158,6 +164,7 @@ impl Arena {
             loans: Vec::new(),
             loans_free: NONE,
             loans_count: 0,
+            parting: Vec::new(),
         })
     }
 
@@ -257,6 +264,23 @@ impl Arena {
         self.pages[page as usize].loans = index;
         self.loans_count += 1;
         Loan(index)
+    }
+
+    /// Frees the buffers whose last owner has gone. Called where no action is left to be carried
+    /// out: a machine may release a buffer right after it has emitted an action that names it.
+    pub fn reclaim(&mut self) {
+        while let Some(page) = self.parting.pop() {
+            let entry = &mut self.pages[page as usize];
+            entry.parting = false;
+            if entry.owners > 0 {
+                continue;
+            }
+            assert!(entry.loans == NONE, "page {page} is lent and has no owner");
+            entry.generation = (entry.generation + 1) & GENERATION_MASK;
+            let order = entry.order;
+            self.used_bytes -= u64::from(BLOCK_BYTES) << order;
+            self.put(page, order);
+        }
     }
 
     /// The kernel is done with it.
@@ -458,16 +482,14 @@ impl Buffers for Arena {
     fn release(&mut self, buf: BufId) {
         let page = self.page_of(buf);
         let entry = &mut self.pages[page as usize];
+        assert!(
+            entry.owners > 0,
+            "{buf:?} released more often than retained"
+        );
         entry.owners -= 1;
-        if entry.owners == 0 {
-            assert!(
-                entry.loans == NONE,
-                "{buf:?} released more often than retained"
-            );
-            entry.generation = (entry.generation + 1) & GENERATION_MASK;
-            let order = entry.order;
-            self.used_bytes -= u64::from(BLOCK_BYTES) << order;
-            self.put(page, order);
+        if entry.owners == 0 && !entry.parting {
+            entry.parting = true;
+            self.parting.push(page);
         }
     }
 

@@ -38,6 +38,7 @@ fn buffers_are_aligned_disjoint_and_keep_their_bytes() {
             assert!(arena.bytes(slice).iter().all(|byte| *byte == stamp));
             expected_used -= u64::from(slice.len.div_ceil(4096).next_power_of_two()) * 4096;
             arena.release(slice.buf);
+            arena.reclaim();
         }
         assert_eq!(arena.used(), expected_used);
         assert_eq!(arena.available(), arena.budget() - expected_used);
@@ -45,6 +46,7 @@ fn buffers_are_aligned_disjoint_and_keep_their_bytes() {
     for (slice, stamp) in live {
         assert!(arena.bytes(slice).iter().all(|byte| *byte == stamp));
         arena.release(slice.buf);
+        arena.reclaim();
     }
     let whole = (0..8).map(|_| arena.alloc(1 << 20)).collect::<Vec<_>>();
     assert!(
@@ -62,6 +64,7 @@ fn impossible_lengths_and_an_empty_budget_give_none() {
     let all = arena.alloc(1 << 20).unwrap();
     assert_eq!(arena.alloc(1), None);
     arena.release(all.buf);
+    arena.reclaim();
     assert!(arena.alloc(4096).is_some());
 }
 
@@ -72,6 +75,7 @@ fn memory_is_taken_lazily() {
     let one = arena.alloc(1).unwrap();
     assert_eq!(arena.grown(), 1 << 20);
     arena.release(one.buf);
+    arena.reclaim();
     let _again = arena.alloc(1 << 20).unwrap();
     assert_eq!(arena.grown(), 1 << 20);
 }
@@ -82,9 +86,11 @@ fn buffer_lives_until_its_last_owner_is_gone() {
     let slice = arena.alloc(100).unwrap();
     arena.retain(slice.buf);
     arena.release(slice.buf);
+    arena.reclaim();
     arena.bytes_mut(slice).fill(7);
     let loan = arena.lend(slice, false);
     arena.release(slice.buf);
+    arena.reclaim();
     assert_eq!((arena.used(), arena.lent()), (4096, 1));
     assert_eq!(
         arena.bytes(slice),
@@ -92,6 +98,7 @@ fn buffer_lives_until_its_last_owner_is_gone() {
         "what the kernel reads may be read"
     );
     arena.give_back(loan);
+    arena.reclaim();
     assert_eq!((arena.used(), arena.lent()), (0, 0));
     let reused = arena.alloc(100).unwrap();
     assert_ne!(
@@ -167,9 +174,33 @@ fn bugs_of_the_caller_are_caught() {
         "overlap"
     );
     arena.release(slice.buf);
+    arena.reclaim();
     assert!(panics(|| arena.release(slice.buf)), "released twice");
     assert!(
         panics(|| drop(arena.bytes(slice).to_vec())),
         "used after its release"
     );
+}
+
+#[test]
+fn a_buffer_released_beside_its_action_lives_until_the_action_is_taken() {
+    let mut arena = arena(1);
+    let slice = arena.alloc(4096).unwrap();
+    arena.bytes_mut(slice).fill(9);
+    // The machine: names the buffer in an action, then lets go.
+    arena.release(slice.buf);
+    let other = arena.alloc(4096).unwrap();
+    assert_ne!(
+        other.buf, slice.buf,
+        "not reused before the action is taken"
+    );
+    // The driver: takes the action, then reclaims.
+    let loan = arena.lend(slice, false);
+    arena.reclaim();
+    assert_eq!(arena.bytes(slice), [9; 4096]);
+    arena.give_back(loan);
+    arena.reclaim();
+    arena.release(other.buf);
+    arena.reclaim();
+    assert_eq!(arena.used(), 0);
 }

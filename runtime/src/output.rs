@@ -188,7 +188,8 @@ impl Output {
 
     /// Owners of buffers are gone only through the arena.
     #[cfg(test)]
-    pub(crate) fn release_check(arena: &Arena) -> bool {
+    pub(crate) fn release_check(arena: &mut Arena) -> bool {
+        arena.reclaim();
         arena.lent() == 0 && arena.used() == 0
     }
 }
@@ -254,7 +255,7 @@ mod tests {
                 expected,
                 "step {step}"
             );
-            assert!(output.queued() == 0 && Output::release_check(&arena));
+            assert!(output.queued() == 0 && Output::release_check(&mut arena));
         }
     }
 
@@ -274,6 +275,6 @@ mod tests {
         }
         output.landed();
         output.abandon(&mut arena);
-        assert!(output.queued() == 0 && Output::release_check(&arena));
+        assert!(output.queued() == 0 && Output::release_check(&mut arena));
     }
 }

@@ -97,6 +97,7 @@ impl Loop {
             self.io.now = crate::clock::now();
             let now = self.io.now;
             handler.settle(&mut self.io, now);
+            self.io.arena.reclaim();
             self.ask_paused(handler);
             if self.io.events.is_empty() && self.io.ready.is_empty() {
                 break;
@@ -203,6 +204,7 @@ impl Loop {
 
     /// True when no buffer has an owner and the kernel has none: what a clean stop leaves.
     pub fn is_at_rest(&mut self) -> bool {
+        self.io.arena.reclaim();
         let arena = self.io.arena();
         arena.lent() == 0 && arena.available() == arena.budget()
     }
