@@ -268,6 +268,9 @@ impl Arena {
 
     /// Frees the buffers whose last owner has gone. Called where no action is left to be carried
     /// out: a machine may release a buffer right after it has emitted an action that names it.
+    ///
+    /// # Panics
+    /// When a buffer without an owner is lent to the kernel (a bug here).
     pub fn reclaim(&mut self) {
         while let Some(page) = self.parting.pop() {
             let entry = &mut self.pages[page as usize];
