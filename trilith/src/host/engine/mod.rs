@@ -13,6 +13,10 @@ use trilith_frontend_nbd::{NbdConfig, NbdServer};
 use trilith_runtime::Address;
 use wiring::{EngineHost, Members, Parts};
 
+/// Generation of a volume's configuration: that which its replicas were formatted with, since none
+/// can be changed yet.
+const CONFIGURATION: u64 = 1;
+
 /// Flags of an engine, checked.
 #[derive(Debug)]
 struct Config {
@@ -100,6 +104,7 @@ fn check(args: &EngineArgs) -> anyhow::Result<Config> {
         None => crate::host::probe::highest_attach_epoch(&config, &args.replicas)? + 1,
     };
     config.loss_bound = args.loss;
+    config.cfg_gen = CONFIGURATION;
     config.validate()?;
     Ok(Config {
         engine: config,
