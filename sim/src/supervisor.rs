@@ -174,6 +174,7 @@ impl Cluster {
             config.supersedes = last.unwrap_or(Uuid::NONE);
         }
         config.attach_epoch = epoch;
+        config.cfg_gen = 1;
         config.loss_bound = self.supervisor.client_loss;
         config.capacity_bytes = if self.entropy.chance(1, 2) {
             self.config.capacity
