@@ -4,8 +4,8 @@
 
 use crate::machine::{Context, Replica, send};
 use trilith_block::{ConnId, Monotonic};
-use trilith_wire::limits::ACK_FURTHER_MAX;
 use trilith_wire::Message;
+use trilith_wire::limits::ACK_FURTHER_MAX;
 
 impl Replica {
     /// Sends what is due.
@@ -17,10 +17,24 @@ impl Replica {
             self.flushed = None;
             return;
         };
-        self.acknowledge(conn, cx);
+        let facts = self.facts();
+        if facts.se.term != facts.term {
+            // In a recovery there is no stream: what still ends is of an older one.
+            self.fresh.clear();
+            self.flushed = None;
+        } else {
+            self.acknowledge(conn, cx);
+        }
         if let Some(idx) = self.flushed.take() {
             self.counters.flushes += 1;
-            self.send(conn, &Message::FlushDone { term: self.promised_term(), idx }, cx);
+            self.send(
+                conn,
+                &Message::FlushDone {
+                    term: self.promised_term(),
+                    idx,
+                },
+                cx,
+            );
         }
         self.answer_heartbeat(conn, cx);
         self.answer_map(conn, self.promised_term(), cx);
@@ -42,10 +56,14 @@ impl Replica {
 
     /// One ACK per batch: `upto`, and positions above it that were accepted out of order.
     fn acknowledge(&mut self, conn: ConnId, cx: &mut Context<'_>) {
-        let Some(store) = self.store.as_deref() else { return };
+        let Some(store) = self.store.as_deref() else {
+            return;
+        };
         let upto = store.upto();
         self.fresh.retain(|idx| *idx > upto);
-        let Some(session) = self.sessions.iter_mut().find(|s| s.conn == conn) else { return };
+        let Some(session) = self.sessions.iter_mut().find(|s| s.conn == conn) else {
+            return;
+        };
         if session.acked == upto && self.fresh.is_empty() && !session.ack_due {
             return;
         }
@@ -83,8 +101,12 @@ impl Replica {
     }
 
     fn answer_heartbeat(&mut self, conn: ConnId, cx: &mut Context<'_>) {
-        let Some(echo) = self.session(conn).and_then(|s| s.heartbeat.take()) else { return };
-        let Some(store) = self.store.as_deref() else { return };
+        let Some(echo) = self.session(conn).and_then(|s| s.heartbeat.take()) else {
+            return;
+        };
+        let Some(store) = self.store.as_deref() else {
+            return;
+        };
         let facts = store.facts();
         let message = Message::HeartbeatDone {
             term: facts.term,
@@ -98,10 +120,9 @@ impl Replica {
 
     /// M14: the last grant goes to the window header with the next settle of the store.
     pub(crate) fn store_lease(&mut self, now: Monotonic) {
-        if core::mem::take(&mut self.lease_dirty) {
-            if let Some(store) = self.store.as_mut() {
-                store.set_lease(self.lease.stored(now));
-            }
+        if let (true, Some(store)) = (self.lease_dirty, self.store.as_mut()) {
+            self.lease_dirty = false;
+            store.set_lease(self.lease.stored(now));
         }
     }
 }

@@ -16,13 +16,26 @@ pub(crate) enum What {
     Stop,
     Reconcile,
     NeedSet,
-    TermStart { start: Idx },
-    SyncSet { idx: Idx, n: u32 },
-    Told { start: Idx },
+    TermStart {
+        start: Idx,
+    },
+    SyncSet {
+        idx: Idx,
+        n: u32,
+    },
+    Told {
+        start: Idx,
+    },
     Seal,
-    Repair { tag: u64 },
+    Repair {
+        tag: u64,
+    },
     /// The buffer is this call's.
-    Read { rid: u64, range: BlockRange, buf: BufSlice },
+    Read {
+        rid: u64,
+        range: BlockRange,
+        buf: BufSlice,
+    },
 }
 
 impl What {
@@ -76,7 +89,10 @@ impl Calls {
         self.controls += usize::from(call.what.is_control());
         self.reads += usize::from(matches!(call.what, What::Read { .. }));
         let index = self.free.pop().unwrap_or_else(|| {
-            self.places.push(Place { generation: 0, call: None });
+            self.places.push(Place {
+                generation: 0,
+                call: None,
+            });
             u32::try_from(self.places.len() - 1).unwrap_or(u32::MAX)
         });
         let place = &mut self.places[index as usize];
@@ -133,7 +149,11 @@ mod tests {
 
     #[test]
     fn a_token_answers_its_own_call_only_once() {
-        let call = |what| Call { conn: ConnId(1), term: Term(1), what };
+        let call = |what| Call {
+            conn: ConnId(1),
+            term: Term(1),
+            what,
+        };
         let mut calls = Calls::default();
         let a = calls.add(call(What::NeedSet));
         assert_eq!(calls.controls(), 1);

@@ -6,7 +6,6 @@ use crate::machine::{Context, Replica};
 use crate::maps::chunks_of;
 use crate::session::{PendingMap, Session};
 use crate::store::{StoreError, TermStart, Told};
-use alloc::boxed::Box;
 use trilith_block::{BufSlice, ConnId, Idx, MemberId, MemberSet, SyncEpoch, Term};
 use trilith_wire::{Kind, Message, Reason};
 
@@ -87,7 +86,9 @@ impl Replica {
 
     /// True when the payload of a frame is worth a buffer.
     pub(crate) fn wants_payload(&self, session: &Session, message: &Message<'_>) -> bool {
-        let Some(term) = engine_term(message) else { return false };
+        let Some(term) = engine_term(message) else {
+            return false;
+        };
         if self.refusal(session, term).is_some() {
             return false;
         }
@@ -134,33 +135,75 @@ impl Replica {
         match *message {
             Message::Append(ref append) => self.append(conn, append, payload, cx),
             Message::Repair { .. } => self.repair(conn, message, payload, cx),
-            Message::Map { map, member, crc, .. } => {
+            Message::Map {
+                map, member, crc, ..
+            } => {
                 self.stage(conn, (map, member), crc, payload, cx);
             }
             Message::DirtyClear { member, crc, .. } => {
                 self.dirty_clear(conn, member, crc, payload, cx);
             }
-            Message::Flush { idx, tidx, sent_at, .. } => {
+            Message::Flush {
+                idx, tidx, sent_at, ..
+            } => {
                 self.flush(conn, (idx, tidx, sent_at), cx);
             }
-            Message::SyncSet { term, idx, n, iss, trk, tidx, join } => {
-                let frame = SyncSetFrame { term, idx, n, iss, trk, join };
+            Message::SyncSet {
+                term,
+                idx,
+                n,
+                iss,
+                trk,
+                tidx,
+                join,
+            } => {
+                let frame = SyncSetFrame {
+                    term,
+                    idx,
+                    n,
+                    iss,
+                    trk,
+                    join,
+                };
                 self.sync_set(conn, &frame, tidx, cx);
             }
-            Message::Heartbeat { commit, tidx, sent_at, .. } => {
+            Message::Heartbeat {
+                commit,
+                tidx,
+                sent_at,
+                ..
+            } => {
                 self.heartbeat(conn, (commit, tidx, sent_at), cx);
             }
             Message::Read { range, rid, .. } => self.read(conn, range, rid, cx),
-            Message::GetMap { map, member, from, .. } => {
+            Message::GetMap {
+                map, member, from, ..
+            } => {
                 self.get_map(conn, PendingMap { map, member, from }, cx);
             }
             Message::Reconcile { term, loss } => self.reconcile(conn, term, loss, cx),
             Message::NeedSet { term } => self.need_set(conn, term, cx),
-            Message::TermStart { term, start, iss, loss } => {
+            Message::TermStart {
+                term,
+                start,
+                iss,
+                loss,
+            } => {
                 self.term_start(conn, (term, start), iss, loss, cx);
             }
-            Message::Told { term, n, iss, trk, start } => {
-                let told = Told { se: SyncEpoch { term, n }, iss, trk, start };
+            Message::Told {
+                term,
+                n,
+                iss,
+                trk,
+                start,
+            } => {
+                let told = Told {
+                    se: SyncEpoch { term, n },
+                    iss,
+                    trk,
+                    start,
+                };
                 self.told(conn, told, cx);
             }
             Message::Opened { .. } => self.opened_term(),
@@ -246,7 +289,10 @@ impl Replica {
     fn reconcile(&mut self, conn: ConnId, term: Term, loss: u32, cx: &mut Context<'_>) {
         let need = core::mem::take(&mut self.staged.need);
         let call = |replica: &mut Self, token, _: &mut Context<'_>| {
-            replica.store.as_mut().map_or(Ok(()), |s| s.reconcile(token, &need, loss))
+            replica
+                .store
+                .as_mut()
+                .map_or(Ok(()), |s| s.reconcile(token, &need, loss))
         };
         self.control(conn, term, What::Reconcile, call, cx);
     }
@@ -258,7 +304,10 @@ impl Replica {
             // As a RECONCILE with the loss epoch that is: that writes a record, and so is answered,
             // also when every chunk is in need already.
             let loss = replica.facts().loss;
-            replica.store.as_mut().map_or(Ok(()), |s| s.reconcile(token, &need, loss))
+            replica
+                .store
+                .as_mut()
+                .map_or(Ok(()), |s| s.reconcile(token, &need, loss))
         };
         self.control(conn, term, What::NeedSet, call, cx);
     }
@@ -286,10 +335,19 @@ impl Replica {
             return self.malformed(conn, cx);
         }
         let limbo = core::mem::take(&mut self.staged.limbo);
-        let dirty = core::mem::replace(&mut self.staged.dirty, Box::default());
-        let begin = TermStart { term, start, iss, loss, limbo, dirty };
+        let dirty = core::mem::take(&mut self.staged.dirty);
+        let begin = TermStart {
+            term,
+            start,
+            iss,
+            loss,
+            limbo,
+            dirty,
+        };
         let call = |replica: &mut Self, token, cx: &mut Context<'_>| {
-            let Some(store) = replica.store.as_mut() else { return Ok(()) };
+            let Some(store) = replica.store.as_mut() else {
+                return Ok(());
+            };
             store.term_start(token, begin, cx.data, &mut replica.store_out)
         };
         self.control(conn, term, What::TermStart { start }, call, cx);
@@ -302,35 +360,51 @@ impl Replica {
             return self.malformed(conn, cx);
         }
         let call = |replica: &mut Self, token, cx: &mut Context<'_>| {
-            let Some(store) = replica.store.as_mut() else { return Ok(()) };
+            let Some(store) = replica.store.as_mut() else {
+                return Ok(());
+            };
             store.told(token, told, cx.data, &mut replica.store_out)
         };
-        self.control(conn, told.se.term, What::Told { start: told.start }, call, cx);
+        self.control(
+            conn,
+            told.se.term,
+            What::Told { start: told.start },
+            call,
+            cx,
+        );
     }
 
     /// OPENED (R8, R9): a majority holds the term start.
     fn opened_term(&mut self) {
         let facts = self.facts();
-        if facts.se.term == facts.term {
-            if let Some(store) = self.store.as_mut() {
-                store.opened();
-            }
+        let begun = facts.se.term == facts.term;
+        if let (true, Some(store)) = (begun, self.store.as_mut()) {
+            store.opened();
         }
     }
 
     /// SEAL: the clean stop, if there is nothing that must be remembered.
     fn seal(&mut self, conn: ConnId, term: Term, idx: Idx, cx: &mut Context<'_>) {
         let facts = self.facts();
-        let clean = self.store.as_ref().is_some_and(|s| {
-            s.upto() >= idx
-                && !s.has_need()
-        });
+        let clean = self
+            .store
+            .as_ref()
+            .is_some_and(|s| s.upto() >= idx && !s.has_need());
         let clean = clean && !facts.tainted && facts.iss.contains(facts.member);
         if !clean || facts.se.term != term {
-            return self.send(conn, &Message::SealDone { term, sealed: false }, cx);
+            return self.send(
+                conn,
+                &Message::SealDone {
+                    term,
+                    sealed: false,
+                },
+                cx,
+            );
         }
         let call = |replica: &mut Self, token, cx: &mut Context<'_>| {
-            let Some(store) = replica.store.as_mut() else { return Ok(()) };
+            let Some(store) = replica.store.as_mut() else {
+                return Ok(());
+            };
             store.seal(token, cx.data, &mut replica.store_out)
         };
         self.control(conn, term, What::Seal, call, cx);
@@ -347,10 +421,16 @@ impl Replica {
     ) {
         let bytes = payload.map_or(&[][..], |slice| cx.data.bytes(slice));
         let ok = cx.data.crc32c(0, bytes) == crc;
-        let chunks = ok.then(|| chunks_of(bytes, self.facts().capacity)).flatten();
+        let chunks = ok
+            .then(|| chunks_of(bytes, self.facts().capacity))
+            .flatten();
         crate::streams::release(payload, cx);
-        let Some(chunks) = chunks else { return self.malformed(conn, cx) };
-        let Some(store) = self.store.as_mut() else { return };
+        let Some(chunks) = chunks else {
+            return self.malformed(conn, cx);
+        };
+        let Some(store) = self.store.as_mut() else {
+            return;
+        };
         if let Err(error) = store.dirty_clear(member, chunks, cx.data, &mut self.store_out) {
             self.store_refused(conn, error, (Kind::DirtyClear, Idx(0), 0), cx);
         }
@@ -385,8 +465,13 @@ impl Replica {
                 }
                 Message::SyncSetDone { term, idx, n }
             }
-            What::Seal => Message::SealDone { term, sealed: self.facts().sealed },
-            What::Vote | What::Drain | What::Stop | What::Repair { .. } | What::Read { .. } => return,
+            What::Seal => Message::SealDone {
+                term,
+                sealed: self.facts().sealed,
+            },
+            What::Vote | What::Drain | What::Stop | What::Repair { .. } | What::Read { .. } => {
+                return;
+            }
         };
         self.send(call.conn, &answer, cx);
     }

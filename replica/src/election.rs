@@ -24,7 +24,8 @@ pub(crate) struct Ballot {
 impl Replica {
     /// Highest term promised, a vote under way included.
     pub(crate) fn promised_term(&self) -> Term {
-        self.ballot.map_or(self.facts().term, |b| b.term.max(self.facts().term))
+        self.ballot
+            .map_or(self.facts().term, |b| b.term.max(self.facts().term))
     }
 
     /// The engine that the vote in [`Self::promised_term`] went to.
@@ -55,7 +56,9 @@ impl Replica {
     /// looked through, not ended).
     pub(crate) fn prevote(&mut self, conn: ConnId, p: &Prevote, cx: &mut Context<'_>) {
         let engine = self.engine_of(conn);
-        let left = self.lease.left_for_others(cx.now, engine, p.release_lease_of);
+        let left = self
+            .lease
+            .left_for_others(cx.now, engine, p.release_lease_of);
         let refused = self.fenced(p).or_else(|| {
             if p.term <= self.promised_term() {
                 Some(Reason::Term)
@@ -122,8 +125,14 @@ impl Replica {
     /// V1. The crash argument: before the record is durable nobody was told; after it a restart
     /// finds the same vote and refuses every other engine of this term.
     fn persist_vote(&mut self, v: &Vote, engine: Uuid, conn: ConnId, cx: &mut Context<'_>) {
-        let token = self.calls.add(Call { conn, term: v.term, what: What::Vote });
-        let Some(store) = self.store.as_mut() else { return };
+        let token = self.calls.add(Call {
+            conn,
+            term: v.term,
+            what: What::Vote,
+        });
+        let Some(store) = self.store.as_mut() else {
+            return;
+        };
         if let Err(error) = store.vote(token, v.term, engine, v.attach_epoch) {
             self.calls.take(token);
             self.ballot = None;
@@ -142,9 +151,15 @@ impl Replica {
     /// V3 starts.
     fn drain_for_vote(&mut self, cx: &mut Context<'_>) {
         let Some(ballot) = self.ballot else { return };
-        let call = Call { conn: ballot.conn, term: ballot.term, what: What::Drain };
+        let call = Call {
+            conn: ballot.conn,
+            term: ballot.term,
+            what: What::Drain,
+        };
         let token = self.calls.add(call);
-        let Some(store) = self.store.as_mut() else { return };
+        let Some(store) = self.store.as_mut() else {
+            return;
+        };
         if let Err(error) = store.drain(token, cx.data, &mut self.store_out) {
             self.calls.take(token);
             self.ballot = None;
@@ -174,13 +189,22 @@ impl Replica {
         );
         self.ballot = None;
         let mut state = self.state(cx.now, ballot.engine);
-        state.lease_left_ms =
-            millis(self.lease.left_for_others(cx.now, ballot.engine, Uuid::NONE));
+        state.lease_left_ms = millis(
+            self.lease
+                .left_for_others(cx.now, ballot.engine, Uuid::NONE),
+        );
         self.counters.promises += 1;
         if let Some(session) = self.session(ballot.conn) {
             session.acked = state.upto;
         }
-        self.send(ballot.conn, &Message::Promise { term: ballot.term, state }, cx);
+        self.send(
+            ballot.conn,
+            &Message::Promise {
+                term: ballot.term,
+                state,
+            },
+            cx,
+        );
     }
 
     /// NACK(Term) for a vote that a higher one has overtaken.

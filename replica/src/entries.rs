@@ -3,10 +3,7 @@
 use crate::calls::{Call, What};
 use crate::machine::{Context, Replica, entry_status};
 use crate::reads::checksums_right;
-use crate::store::{
-    Admission, Change, DiskError, Entry, Join, SyncSet,
-};
-use alloc::boxed::Box;
+use crate::store::{Admission, Change, DiskError, Entry, Join, SyncSet};
 use trilith_block::{BufSlice, ConnId, Idx, MemberId, MemberSet, SyncEpoch, Term};
 use trilith_wire::{Append, EntryOp, EntryStatus, Kind, Message, SlotStatus};
 
@@ -37,18 +34,24 @@ pub(crate) struct SyncSetFrame {
 impl Replica {
     /// True when the payload of an APPEND is to be received: not for what is here already.
     pub(crate) fn wants_entry(&self, append: &Append<'_>) -> bool {
-        self.store.as_ref().is_some_and(|s| append.idx > s.upto()) && !self.is_on_its_way(append.idx)
+        self.store.as_ref().is_some_and(|s| append.idx > s.upto())
+            && !self.is_on_its_way(append.idx)
     }
 
     /// True for an entry that the store was given in this stream and that has neither been accepted
     /// nor failed. It may wait behind a barrier without a slot.
     fn is_on_its_way(&self, idx: Idx) -> bool {
-        let Some(store) = self.store.as_deref() else { return false };
+        let Some(store) = self.store.as_deref() else {
+            return false;
+        };
         idx <= self.taken && !store.is_accepted(idx) && !self.has_failed(idx)
     }
 
     fn has_failed(&self, idx: Idx) -> bool {
-        let slot = self.store.as_ref().and_then(|s| s.window_records(idx).next());
+        let slot = self
+            .store
+            .as_ref()
+            .and_then(|s| s.window_records(idx).next());
         slot.is_some_and(|r| r.idx == idx && r.status == SlotStatus::Failed)
     }
 
@@ -106,8 +109,15 @@ impl Replica {
                 return;
             }
         };
-        let entry = Entry { idx: append.idx, range: append.range, change, skip: append.skip };
-        let Some(store) = self.store.as_mut() else { return };
+        let entry = Entry {
+            idx: append.idx,
+            range: append.range,
+            change,
+            skip: append.skip,
+        };
+        let Some(store) = self.store.as_mut() else {
+            return;
+        };
         let result = store.entry(entry, cx.data, &mut self.store_out);
         // The store has its own count of the buffer.
         crate::streams::release(payload, cx);
@@ -164,22 +174,24 @@ impl Replica {
     /// The promised engine is alive: lease, echo, tidx.
     fn alive(&mut self, conn: ConnId, tidx: Idx, sent_at: u64, cx: &mut Context<'_>) {
         let span = self.config.lease;
-        let Some(session) = self.session(conn) else { return };
+        let Some(session) = self.session(conn) else {
+            return;
+        };
         session.echo = session.echo.max(sent_at);
         let engine = session.engine;
         self.lease.grant(engine, cx.now, span);
         self.lease_dirty = true;
-        if let Some(store) = self.store.as_mut() {
-            if tidx > store.tidx() {
-                store.set_tidx(tidx);
-            }
+        if let Some(store) = self.store.as_mut().filter(|s| tidx > s.tidx()) {
+            store.set_tidx(tidx);
         }
     }
 
     /// Where `idx` stands in the stream of this session.
     fn position(&mut self, conn: ConnId, idx: Idx) -> Position {
         let facts = self.facts();
-        let Some(store) = self.store.as_deref() else { return Position::Gap };
+        let Some(store) = self.store.as_deref() else {
+            return Position::Gap;
+        };
         let upto = store.upto();
         // Entries of a term need its TERMSTART, or TOLD, here first; and only trk gets them.
         if facts.se.term != facts.term || !facts.trk.contains(facts.member) {
@@ -191,22 +203,37 @@ impl Replica {
         if self.is_on_its_way(idx) {
             return Position::Known;
         }
-        let next = self.sessions.iter().find(|s| s.conn == conn).and_then(|s| s.next);
+        let next = self
+            .sessions
+            .iter()
+            .find(|s| s.conn == conn)
+            .and_then(|s| s.next);
         let next = next.unwrap_or(upto.next()).max(upto.next());
         if idx == next {
             return Position::Good;
         }
         if idx < next {
             // Sent again on the same session: only what has a slot, e.g. a failed one (M3).
-            let known = store.window_records(idx).next().is_some_and(|r| r.idx == idx);
-            return if known || store.is_accepted(idx) { Position::Good } else { Position::Gap };
+            let known = store
+                .window_records(idx)
+                .next()
+                .is_some_and(|r| r.idx == idx);
+            return if known || store.is_accepted(idx) {
+                Position::Good
+            } else {
+                Position::Gap
+            };
         }
         // After a reconnect the engine may leave out what is accepted here, and nothing else.
         let mut expected = next;
         while expected < idx && store.is_accepted(expected) {
             expected = expected.next();
         }
-        if expected == idx { Position::Good } else { Position::Gap }
+        if expected == idx {
+            Position::Good
+        } else {
+            Position::Gap
+        }
     }
 
     /// The device refused an entry: its slot is Failed, the engine is told (M3).
@@ -241,7 +268,9 @@ impl Replica {
     }
 
     fn hand_in_flush(&mut self, conn: ConnId, idx: Idx, cx: &mut Context<'_>) {
-        let Some(store) = self.store.as_mut() else { return };
+        let Some(store) = self.store.as_mut() else {
+            return;
+        };
         match store.flush(idx, cx.data, &mut self.store_out) {
             Ok(Admission::Taken) => self.taken = self.taken.max(idx),
             Ok(Admission::Duplicate) => self.fresh.push(idx),
@@ -273,23 +302,38 @@ impl Replica {
             Position::Old | Position::Known | Position::Gap => return self.malformed(conn, cx),
         }
         let joins = frame.join == Some(facts.member);
-        if frame.n <= facts.se.n || (joins && !frame.iss.contains(facts.member)) {
+        if frame.n < facts.se.n || (joins && !frame.iss.contains(facts.member)) {
             return self.malformed(conn, cx);
         }
+        // The same epoch again: a process died between its record and its slot. It is done again
+        // for the slot alone; the maps that a joiner took over are in the journal.
+        let joins = joins && frame.n > facts.se.n;
         let join = joins.then(|| Join {
             limbo: core::mem::take(&mut self.staged.limbo),
-            dirty: core::mem::replace(&mut self.staged.dirty, Box::default()),
+            dirty: core::mem::take(&mut self.staged.dirty),
         });
         let set = SyncSet {
             idx: frame.idx,
-            se: SyncEpoch { term: frame.term, n: frame.n },
+            se: SyncEpoch {
+                term: frame.term,
+                n: frame.n,
+            },
             iss: frame.iss,
             trk: frame.trk,
             join,
         };
-        let what = What::SyncSet { idx: frame.idx, n: frame.n };
-        let token = self.calls.add(Call { conn, term: frame.term, what });
-        let Some(store) = self.store.as_mut() else { return };
+        let what = What::SyncSet {
+            idx: frame.idx,
+            n: frame.n,
+        };
+        let token = self.calls.add(Call {
+            conn,
+            term: frame.term,
+            what,
+        });
+        let Some(store) = self.store.as_mut() else {
+            return;
+        };
         match store.sync_set(token, set, cx.data, &mut self.store_out) {
             Ok(admission) => {
                 if admission == Admission::Duplicate {
@@ -309,7 +353,9 @@ impl Replica {
     /// A SYNCSET that is sent again while it is under way: the answer goes to the new session.
     fn take_over_sync_set(&mut self, conn: ConnId, idx: Idx) -> bool {
         let same = |call: &&mut Call| matches!(call.what, What::SyncSet { idx: i, .. } if i == idx);
-        let Some(call) = self.calls.iter_mut().find(same) else { return false };
+        let Some(call) = self.calls.iter_mut().find(same) else {
+            return false;
+        };
         call.conn = conn;
         self.advance(conn, idx);
         true

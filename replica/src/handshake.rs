@@ -7,6 +7,7 @@ use crate::limits::{SESSION_IDLE, SESSIONS_MAX};
 use crate::machine::{Context, Replica};
 use crate::session::Phase;
 use crate::store::{Facts, LeaseGrant};
+use alloc::boxed::Box;
 use core::time::Duration;
 use trilith_block::{ConnId, Idx, MemberId, MemberSet, Monotonic, SyncEpoch, Term, Uuid};
 use trilith_wire::auth::{self, Binding, Nonce, Role};
@@ -55,9 +56,18 @@ impl Replica {
         };
         let proof = auth::proof(&self.config.secret, Role::Replica, &binding);
         let replica = self.facts().replica;
-        self.send(conn, &Message::Challenge { protocol, replica, nonce, proof }, cx);
+        self.send(
+            conn,
+            &Message::Challenge {
+                protocol,
+                replica,
+                nonce,
+                proof,
+            },
+            cx,
+        );
         if let Some(session) = self.session(conn) {
-            session.phase = Phase::Challenged(hello, binding);
+            session.phase = Phase::Challenged(Box::new((hello, binding)));
         }
     }
 
@@ -75,8 +85,7 @@ impl Replica {
             return self.refuse(conn, Reason::Secret, 0, cx);
         }
         let known = self.facts();
-        if hello.member != known.member
-            || (hello.capacity != 0 && hello.capacity != known.capacity)
+        if hello.member != known.member || (hello.capacity != 0 && hello.capacity != known.capacity)
         {
             return self.refuse(conn, Reason::Mismatch, known.capacity, cx);
         }

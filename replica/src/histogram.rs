@@ -17,7 +17,10 @@ pub struct Histogram {
 
 impl Default for Histogram {
     fn default() -> Self {
-        Histogram { counts: [0; BUCKETS], total_ns: 0 }
+        Histogram {
+            counts: [0; BUCKETS],
+            total_ns: 0,
+        }
     }
 }
 
@@ -25,7 +28,9 @@ impl Histogram {
     /// Counts one span.
     pub fn record(&mut self, span: Duration) {
         let ns = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
-        let bucket = usize::try_from(ns.max(1).ilog2()).unwrap_or(BUCKETS).min(BUCKETS - 1);
+        let bucket = usize::try_from(ns.max(1).ilog2())
+            .unwrap_or(BUCKETS)
+            .min(BUCKETS - 1);
         self.counts[bucket] += 1;
         self.total_ns = self.total_ns.saturating_add(ns);
     }

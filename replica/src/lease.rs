@@ -17,8 +17,16 @@ pub(crate) struct Lease {
 impl Lease {
     /// What is known after a restart: a lease of `leader` (none: of an unknown engine) to `until`.
     pub(crate) fn restored(leader: Uuid, until: Monotonic) -> Lease {
-        let prior_until = if leader.is_none() { until } else { Monotonic(0) };
-        Lease { leader, until, prior_until }
+        let prior_until = if leader.is_none() {
+            until
+        } else {
+            Monotonic(0)
+        };
+        Lease {
+            leader,
+            until,
+            prior_until,
+        }
     }
 
     /// `engine` is alive: it has a lease for `span` from now on.
@@ -40,13 +48,19 @@ impl Lease {
     /// What is left of leases that engines other than `engine` and `dead` may rely on.
     pub(crate) fn left_for_others(&self, now: Monotonic, engine: Uuid, dead: Uuid) -> Duration {
         let own = self.leader == engine || (!dead.is_none() && self.leader == dead);
-        let until = if own { self.prior_until } else { self.until.max(self.prior_until) };
+        let until = if own {
+            self.prior_until
+        } else {
+            self.until.max(self.prior_until)
+        };
         until.since(now)
     }
 
-    /// The engine whose lease runs, if any does.
+    /// The engine whose lease runs; none when no lease runs, or when that of one before it runs
+    /// too: then releasing one engine is not enough.
     pub(crate) fn leader(&self, now: Monotonic) -> Uuid {
-        if self.until > now { self.leader } else { Uuid::NONE }
+        let alone = self.until > now && self.prior_until <= now;
+        if alone { self.leader } else { Uuid::NONE }
     }
 
     /// What is left of all leases.
@@ -57,8 +71,15 @@ impl Lease {
     /// What to store as the last grant (M14). While an older leader's lease still runs, nobody is
     /// named: a release of the leader must not end that one after a restart.
     pub(crate) fn stored(&self, now: Monotonic) -> LeaseGrant {
-        let engine = if self.prior_until > now { Uuid::NONE } else { self.leader };
-        LeaseGrant { until: self.until.max(self.prior_until), engine }
+        let engine = if self.prior_until > now {
+            Uuid::NONE
+        } else {
+            self.leader
+        };
+        LeaseGrant {
+            until: self.until.max(self.prior_until),
+            engine,
+        }
     }
 }
 
@@ -85,7 +106,10 @@ mod tests {
         assert_eq!(lease.left_for_others(at(0), B, Uuid::NONE), Duration::ZERO);
         lease.grant(A, at(0), SPAN);
         assert_eq!(lease.leader(at(9)), A);
-        assert_eq!(lease.left_for_others(at(4), B, Uuid::NONE), Duration::from_millis(6));
+        assert_eq!(
+            lease.left_for_others(at(4), B, Uuid::NONE),
+            Duration::from_millis(6)
+        );
         assert_eq!(lease.left_for_others(at(4), A, Uuid::NONE), Duration::ZERO);
         assert_eq!(lease.left_for_others(at(4), B, A), Duration::ZERO);
         assert_eq!(lease.leader(at(10)), Uuid::NONE);
@@ -97,8 +121,14 @@ mod tests {
         lease.grant(A, at(0), SPAN);
         lease.grant(B, at(2), SPAN);
         lease.release(B);
-        assert_eq!(lease.left_for_others(at(4), B, Uuid::NONE), Duration::from_millis(6));
-        let nobody = LeaseGrant { until: at(10), engine: Uuid::NONE };
+        assert_eq!(
+            lease.left_for_others(at(4), B, Uuid::NONE),
+            Duration::from_millis(6)
+        );
+        let nobody = LeaseGrant {
+            until: at(10),
+            engine: Uuid::NONE,
+        };
         assert_eq!(lease.stored(at(4)), nobody);
         assert_eq!(lease.stored(at(11)).engine, B);
     }

@@ -11,8 +11,8 @@ use crate::maps::Staged;
 use crate::session::{PendingRead, Session};
 use crate::status::Counters;
 use crate::store::{
-    DiskError, DiskOp, DiskTag, Facts, FailCause, OpenError, OpenStep, Opened, Opening,
-    Store, StoreEvent, StoreOut,
+    DiskError, DiskOp, DiskTag, Facts, FailCause, OpenError, OpenStep, Opened, Opening, Store,
+    StoreEvent, StoreOut,
 };
 use crate::timing::Timing;
 use alloc::boxed::Box;
@@ -231,7 +231,10 @@ impl Replica {
 
     /// The engine at the other end of a welcomed session.
     pub(crate) fn engine_of(&self, conn: ConnId) -> Uuid {
-        self.sessions.iter().find(|s| s.conn == conn).map_or(Uuid::NONE, |s| s.engine)
+        self.sessions
+            .iter()
+            .find(|s| s.conn == conn)
+            .map_or(Uuid::NONE, |s| s.engine)
     }
 
     /// The session of the engine that holds the promise, unless a vote is under way.
@@ -243,7 +246,10 @@ impl Replica {
         if voted.is_none() {
             return None;
         }
-        self.sessions.iter().find(|s| s.is_ready() && s.engine == voted).map(|s| s.conn)
+        self.sessions
+            .iter()
+            .find(|s| s.is_ready() && s.engine == voted)
+            .map(|s| s.conn)
     }
 
     /// Queues a frame. Nothing is sent on a connection that is being closed.
@@ -262,7 +268,11 @@ impl Replica {
         if let Some(slice) = payload {
             self.spend(slice.buf);
         }
-        if self.sessions.iter().any(|s| s.conn == conn && !s.is_closing()) {
+        if self
+            .sessions
+            .iter()
+            .any(|s| s.conn == conn && !s.is_closing())
+        {
             send(&mut self.encoder, conn, message, payload, cx);
         }
     }
@@ -276,9 +286,17 @@ impl Replica {
     pub(crate) fn state(&self, now: Monotonic, engine: Uuid) -> ReplicaState {
         let facts = self.facts();
         let (upto, tidx, max_idx, window_count, free_extents) =
-            self.store.as_ref().map_or((Idx(0), Idx(0), Idx(0), 0, 0), |s| {
-                (s.upto(), s.tidx(), s.max_idx(), s.window_count(), s.free_extents())
-            });
+            self.store
+                .as_ref()
+                .map_or((Idx(0), Idx(0), Idx(0), 0, 0), |s| {
+                    (
+                        s.upto(),
+                        s.tidx(),
+                        s.max_idx(),
+                        s.window_count(),
+                        s.free_extents(),
+                    )
+                });
         let need = self.store.as_ref().is_some_and(|s| s.has_need());
         ReplicaState {
             replica: facts.replica,
@@ -333,8 +351,16 @@ impl Replica {
     fn opening_step(&mut self, step: OpenStep, cx: &mut Context<'_>) {
         match step {
             OpenStep::Working => {}
-            OpenStep::NeedWords { len, volume, replica } => {
-                cx.out.push(Action::NeedWords { len, volume, replica });
+            OpenStep::NeedWords {
+                len,
+                volume,
+                replica,
+            } => {
+                cx.out.push(Action::NeedWords {
+                    len,
+                    volume,
+                    replica,
+                });
             }
             OpenStep::Done(store, opened) => {
                 self.opening = None;
@@ -351,7 +377,12 @@ impl Replica {
         let facts = store.facts();
         if !self.config.volume.is_none() && facts.volume != self.config.volume {
             store.close(cx.data);
-            return self.fatal(Fatal::WrongVolume { found: facts.volume }, cx);
+            return self.fatal(
+                Fatal::WrongVolume {
+                    found: facts.volume,
+                },
+                cx,
+            );
         }
         let grant = opened.resumed.then(|| store.lease());
         self.lease = lease_after_restart(grant, &facts, cx.now, self.config.lease);
@@ -474,7 +505,8 @@ impl Replica {
 
     /// SYNCSETs that a newer order of things has overtaken: the store may have given them up.
     pub(crate) fn forget_sync_sets(&mut self) {
-        self.calls.remove_if(|call| matches!(call.what, What::SyncSet { .. }));
+        self.calls
+            .remove_if(|call| matches!(call.what, What::SyncSet { .. }));
     }
 
     fn stop(&mut self, cx: &mut Context<'_>) {
@@ -492,9 +524,15 @@ impl Replica {
             self.stop = Stop::Drained;
             return;
         }
-        let call = Call { conn: ConnId(0), term: Term(0), what: What::Stop };
+        let call = Call {
+            conn: ConnId(0),
+            term: Term(0),
+            what: What::Stop,
+        };
         let token = self.calls.add(call);
-        let Some(store) = self.store.as_mut() else { return };
+        let Some(store) = self.store.as_mut() else {
+            return;
+        };
         if store.drain(token, cx.data, &mut self.store_out).is_err() {
             self.calls.take(token);
             self.stop = Stop::Drained;
@@ -538,7 +576,11 @@ pub(crate) fn send(
 ) {
     let head = encoder.head(message, payload.map_or(0, |p| p.len), cx.data);
     let head = cx.out.bytes(head);
-    cx.out.push(Action::Send { conn, head, payload });
+    cx.out.push(Action::Send {
+        conn,
+        head,
+        payload,
+    });
 }
 
 /// The status of a device operation on the wire.

@@ -60,7 +60,9 @@ impl Replica {
     ) {
         let bytes = payload.map_or(&[][..], |slice| cx.data.bytes(slice));
         let ok = cx.data.crc32c(0, bytes) == crc;
-        let chunks = ok.then(|| chunks_of(bytes, self.facts().capacity)).flatten();
+        let chunks = ok
+            .then(|| chunks_of(bytes, self.facts().capacity))
+            .flatten();
         crate::streams::release(payload, cx);
         match (chunks, self.staged.target(map, member)) {
             (Some(chunks), Some(target)) => target.union(&chunks),
@@ -70,7 +72,9 @@ impl Replica {
 
     /// GETMAP: answered in settle, when a buffer is there.
     pub(crate) fn get_map(&mut self, conn: ConnId, pending: PendingMap, cx: &mut Context<'_>) {
-        let Some(session) = self.session(conn) else { return };
+        let Some(session) = self.session(conn) else {
+            return;
+        };
         if session.get_map.is_some() {
             return self.malformed(conn, cx);
         }
@@ -79,8 +83,12 @@ impl Replica {
 
     /// Answers the GETMAP of the leader's session if a buffer is there.
     pub(crate) fn answer_map(&mut self, conn: ConnId, term: Term, cx: &mut Context<'_>) {
-        let Some(pending) = self.session(conn).and_then(|s| s.get_map) else { return };
-        let Some(store) = self.store.as_deref() else { return };
+        let Some(pending) = self.session(conn).and_then(|s| s.get_map) else {
+            return;
+        };
+        let Some(store) = self.store.as_deref() else {
+            return;
+        };
         self.scratch.clear();
         let next = fill(store, pending, &mut self.scratch);
         let len = u32::try_from(self.scratch.len()).unwrap_or(0);
@@ -125,9 +133,10 @@ fn fill(store: &Store, pending: PendingMap, out: &mut Vec<u8>) -> Option<u64> {
         }
         MapKind::Limbo => fill_chunks(store.map(MapName::Limbo).iter_from(extent), out),
         MapKind::Allocated => fill_chunks(store.map(MapName::Allocated).iter_from(extent), out),
-        MapKind::Dirty => {
-            fill_chunks(store.map(MapName::Dirty(pending.member)).iter_from(extent), out)
-        }
+        MapKind::Dirty => fill_chunks(
+            store.map(MapName::Dirty(pending.member)).iter_from(extent),
+            out,
+        ),
     }
 }
 
@@ -147,10 +156,7 @@ fn fill_window(store: &Store, from: Idx, out: &mut Vec<u8>) -> Option<u64> {
     None
 }
 
-fn fill_chunks(
-    chunks: impl Iterator<Item = (ExtentNo, u64)>,
-    out: &mut Vec<u8>,
-) -> Option<u64> {
+fn fill_chunks(chunks: impl Iterator<Item = (ExtentNo, u64)>, out: &mut Vec<u8>) -> Option<u64> {
     for (extent, mask) in chunks {
         if is_full(out, ChunkRecord::BYTES) {
             return Some(u64::from(extent.0));
@@ -169,7 +175,11 @@ mod tests {
     #[test]
     fn chunks_outside_the_volume_are_refused() {
         let mut raw = [0u8; 16];
-        ChunkRecord { extent: ExtentNo(2), mask: 1 }.encode(&mut raw);
+        ChunkRecord {
+            extent: ExtentNo(2),
+            mask: 1,
+        }
+        .encode(&mut raw);
         assert!(chunks_of(&raw, 8 << 20).is_none());
         assert_eq!(chunks_of(&raw, 12 << 20).map(|c| c.chunk_count()), Some(1));
     }

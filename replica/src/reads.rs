@@ -25,13 +25,7 @@ impl Replica {
     }
 
     /// READ: taken, started when a buffer is there.
-    pub(crate) fn read(
-        &mut self,
-        conn: ConnId,
-        range: BlockRange,
-        rid: u64,
-        cx: &mut Context<'_>,
-    ) {
+    pub(crate) fn read(&mut self, conn: ConnId, range: BlockRange, rid: u64, cx: &mut Context<'_>) {
         if !self.in_volume(range) || range.count.0 > READ_BLOCKS_MAX {
             return self.malformed(conn, cx);
         }
@@ -52,15 +46,23 @@ impl Replica {
     /// Starts reads that wait, in order, as long as there are buffers.
     pub(crate) fn start_reads(&mut self, cx: &mut Context<'_>) {
         while let Some(pending) = self.reads.front().copied() {
-            let Ok(len) = u32::try_from(pending.range.bytes()) else { return };
+            let Ok(len) = u32::try_from(pending.range.bytes()) else {
+                return;
+            };
             let Some(buf) = cx.data.alloc(len) else {
                 self.counters.pauses += 1;
                 return;
             };
             let PendingRead { conn, rid, range } = pending;
             let what = What::Read { rid, range, buf };
-            let token = self.calls.add(Call { conn, term: self.promised_term(), what });
-            let Some(store) = self.store.as_mut() else { return };
+            let token = self.calls.add(Call {
+                conn,
+                term: self.promised_term(),
+                what,
+            });
+            let Some(store) = self.store.as_mut() else {
+                return;
+            };
             let result = store.read(token, range, buf, cx.data, &mut self.store_out);
             if let Err(error) = result {
                 self.calls.take(token);
@@ -93,7 +95,9 @@ impl Replica {
         result: Result<bool, DiskError>,
         cx: &mut Context<'_>,
     ) {
-        let What::Read { rid, range, buf } = call.what else { return };
+        let What::Read { rid, range, buf } = call.what else {
+            return;
+        };
         self.read_ended(call.conn);
         let status = entry_status(result.map(|_| ()));
         if result == Ok(false) {
@@ -125,7 +129,8 @@ impl Replica {
         self.scratch.clear();
         if let Some(slice) = payload {
             for block in cx.data.bytes(slice).chunks_exact(BLOCK_BYTES as usize) {
-                self.scratch.extend_from_slice(&cx.data.crc32c(0, block).to_le_bytes());
+                self.scratch
+                    .extend_from_slice(&cx.data.crc32c(0, block).to_le_bytes());
             }
         }
         let message = Message::Data {
@@ -147,7 +152,17 @@ impl Replica {
         payload: Option<BufSlice>,
         cx: &mut Context<'_>,
     ) {
-        let Message::Repair { term, range, tag, zero, rebuild, crcs } = *message else { return };
+        let Message::Repair {
+            term,
+            range,
+            tag,
+            zero,
+            rebuild,
+            crcs,
+        } = *message
+        else {
+            return;
+        };
         let refused = self.repair_refusal(rebuild);
         let change = match payload {
             Some(slice) if !checksums_right(slice, crcs, cx.data) => {
@@ -167,8 +182,14 @@ impl Replica {
             }
             return self.malformed(conn, cx);
         }
-        let token = self.calls.add(Call { conn, term, what: What::Repair { tag } });
-        let Some(store) = self.store.as_mut() else { return };
+        let token = self.calls.add(Call {
+            conn,
+            term,
+            what: What::Repair { tag },
+        });
+        let Some(store) = self.store.as_mut() else {
+            return;
+        };
         let result = store.repair(token, range, change, cx.data, &mut self.store_out);
         // The store has its own count of the buffer.
         crate::streams::release(payload, cx);
@@ -197,7 +218,9 @@ impl Replica {
 
     /// The store has ended a repair.
     pub(crate) fn repaired(&mut self, call: Call, status: EntryStatus, cx: &mut Context<'_>) {
-        let What::Repair { tag } = call.what else { return };
+        let What::Repair { tag } = call.what else {
+            return;
+        };
         if let Some(session) = self.session(call.conn) {
             session.repairs -= 1;
         }

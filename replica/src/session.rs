@@ -1,17 +1,18 @@
 //! One connection: where its byte stream stands, who is at the other end, and what it may do.
 //! Owned by [`crate::machine::Replica`].
 
+use alloc::boxed::Box;
 use trilith_block::{BlockRange, BufSlice, ConnId, Idx, MemberId, Monotonic, Uuid};
 use trilith_wire::auth::Binding;
 use trilith_wire::{Decoder, Hello, MapKind};
 
 /// How far the handshake is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Phase {
     /// Nothing has come yet: HELLO is due.
     Greeting,
     /// CHALLENGE was sent: AUTH is due.
-    Challenged(Hello, Binding),
+    Challenged(Box<(Hello, Binding)>),
     /// WELCOME was sent.
     Ready,
     /// Close was asked for: whatever comes is not looked at.

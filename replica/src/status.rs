@@ -1,10 +1,9 @@
 //! What an operator sees of a replica. A copy, made on request.
 
+use crate::store::{Facts, MapName, Store};
 pub use crate::timing::Latencies;
 use trilith_block::limits::MEMBERS_MAX;
-use crate::store::{Facts, MapName, Store};
 use trilith_block::{ExtentNo, Idx, MemberId, MemberSet, Monotonic, SyncEpoch, Term, Uuid};
-
 
 /// What a replica is doing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -3,9 +3,7 @@
 use crate::limits::{CLOSING_MAX, GUESTS_MAX, READS_MAX, REPAIRS_MAX};
 use crate::machine::{Action, Context, Replica};
 use crate::session::{Phase, Receive, Session};
-use trilith_block::{
-    BufSlice, Buffers, ConnId, Monotonic, StreamEvent, Want,
-};
+use trilith_block::{BufSlice, Buffers, ConnId, Monotonic, StreamEvent, Want};
 use trilith_wire::{Decoder, Kind, Message, Reason};
 
 impl trilith_block::Stream for Replica {
@@ -29,7 +27,10 @@ impl trilith_block::Stream for Replica {
                 if session.reads >= READS_MAX || session.repairs >= REPAIRS_MAX {
                     return Want::Pause;
                 }
-                session.decoder.as_ref().map_or(Want::Pause, |d| Want::Header(d.want()))
+                session
+                    .decoder
+                    .as_ref()
+                    .map_or(Want::Pause, |d| Want::Header(d.want()))
             }
             Receive::Room(len) => match data.alloc(len) {
                 Some(slice) => {
@@ -75,7 +76,9 @@ impl Replica {
     }
 
     fn closed_connection(&mut self, conn: ConnId, cx: &mut Context<'_>) {
-        let Some(at) = self.sessions.iter().position(|s| s.conn == conn) else { return };
+        let Some(at) = self.sessions.iter().position(|s| s.conn == conn) else {
+            return;
+        };
         let session = self.sessions.swap_remove(at);
         if let Receive::Payload(slice) = session.receive {
             cx.data.release(slice.buf);
@@ -87,11 +90,15 @@ impl Replica {
     }
 
     fn header_arrived(&mut self, conn: ConnId, bytes: &[u8], cx: &mut Context<'_>) {
-        let Some(session) = self.session(conn) else { return };
+        let Some(session) = self.session(conn) else {
+            return;
+        };
         if session.is_closing() {
             return;
         }
-        let Some(decoder) = session.decoder.as_mut() else { return };
+        let Some(decoder) = session.decoder.as_mut() else {
+            return;
+        };
         match decoder.feed(bytes, cx.data) {
             Ok(false) => {}
             Ok(true) => self.head_arrived(conn, cx),
@@ -101,8 +108,12 @@ impl Replica {
 
     /// A whole head is there. With a payload to come: is it wanted at all?
     fn head_arrived(&mut self, conn: ConnId, cx: &mut Context<'_>) {
-        let Some(session) = self.sessions.iter().find(|s| s.conn == conn) else { return };
-        let Some(decoder) = session.decoder.as_ref() else { return };
+        let Some(session) = self.sessions.iter().find(|s| s.conn == conn) else {
+            return;
+        };
+        let Some(decoder) = session.decoder.as_ref() else {
+            return;
+        };
         let len = decoder.payload_len();
         if len == 0 {
             return self.frame_arrived(conn, None, cx);
@@ -123,7 +134,9 @@ impl Replica {
     }
 
     fn payload_arrived(&mut self, conn: ConnId, cx: &mut Context<'_>) {
-        let Some(session) = self.session(conn) else { return };
+        let Some(session) = self.session(conn) else {
+            return;
+        };
         let receive = core::mem::replace(&mut session.receive, Receive::Head);
         let closing = session.is_closing();
         let payload = match receive {
@@ -141,24 +154,33 @@ impl Replica {
     /// A frame is complete; `payload` is `None` when it has none or it was thrown away. The buffer
     /// passes to whoever handles the frame.
     fn frame_arrived(&mut self, conn: ConnId, payload: Option<BufSlice>, cx: &mut Context<'_>) {
-        let Some(session) = self.session(conn) else { return };
-        let Some(mut decoder) = session.decoder.take() else { return };
-        let phase = session.phase;
-        if session.is_ready() {
+        let Some(session) = self.session(conn) else {
+            return;
+        };
+        let Some(mut decoder) = session.decoder.take() else {
+            return;
+        };
+        let challenge = match &session.phase {
+            Phase::Challenged(challenge) => Some(**challenge),
+            Phase::Greeting | Phase::Ready | Phase::Closing => None,
+        };
+        let greeting = matches!(session.phase, Phase::Greeting);
+        let ready = session.is_ready();
+        let closing = session.is_closing();
+        if ready {
             session.seen_at = cx.now;
         }
-        match (decoder.message(), phase) {
-            (Err(_), _) => {
+        match (decoder.message(), challenge) {
+            _ if closing => release(payload, cx),
+            (Ok(message), _) if ready => self.message(conn, &message, payload, cx),
+            (Ok(Message::Hello(hello)), None) if greeting => self.hello(conn, hello, cx),
+            (Ok(Message::Auth { proof }), Some((hello, binding))) => {
+                self.auth(conn, &hello, &binding, &proof, cx);
+            }
+            (Ok(_) | Err(_), _) => {
                 release(payload, cx);
                 self.malformed(conn, cx);
             }
-            (Ok(message), Phase::Ready) => self.message(conn, &message, payload, cx),
-            (Ok(Message::Hello(hello)), Phase::Greeting) => self.hello(conn, hello, cx),
-            (Ok(Message::Auth { proof }), Phase::Challenged(hello, binding)) => {
-                self.auth(conn, &hello, &binding, &proof, cx);
-            }
-            (Ok(_), Phase::Greeting | Phase::Challenged(..)) => self.malformed(conn, cx),
-            (Ok(_), Phase::Closing) => release(payload, cx),
         }
         decoder.reset();
         self.give_back(conn, decoder);
@@ -190,7 +212,9 @@ impl Replica {
             attach_epoch: self.attach_epoch(),
             detail,
         };
-        let Some(session) = self.session(conn) else { return };
+        let Some(session) = self.session(conn) else {
+            return;
+        };
         if session.is_closing() {
             return;
         }
@@ -201,7 +225,9 @@ impl Replica {
     /// Asks for Close; nothing more is read from or sent on the connection.
     pub(crate) fn close(&mut self, conn: ConnId, cx: &mut Context<'_>) {
         let voted = self.voted_engine();
-        let Some(session) = self.session(conn) else { return };
+        let Some(session) = self.session(conn) else {
+            return;
+        };
         if session.is_closing() {
             return;
         }
@@ -236,7 +262,10 @@ impl Replica {
 
 /// True for the frames of an engine that may carry a payload.
 fn has_payload(kind: Kind) -> bool {
-    matches!(kind, Kind::Append | Kind::Repair | Kind::Map | Kind::DirtyClear)
+    matches!(
+        kind,
+        Kind::Append | Kind::Repair | Kind::Map | Kind::DirtyClear
+    )
 }
 
 /// Gives a payload back that nobody takes.

@@ -65,11 +65,23 @@ impl Timing {
 
     pub(crate) fn start(&mut self, tag: DiskTag, op: &DiskOp, now: Monotonic) {
         let class = match op {
-            DiskOp::Read { role: FileRole::Data, .. } => Class::Read,
-            DiskOp::Write { role: FileRole::Data, .. } => Class::Write,
-            DiskOp::Write { role: FileRole::Meta, .. } => Class::Journal,
+            DiskOp::Read {
+                role: FileRole::Data,
+                ..
+            } => Class::Read,
+            DiskOp::Write {
+                role: FileRole::Data,
+                ..
+            } => Class::Write,
+            DiskOp::Write {
+                role: FileRole::Meta,
+                ..
+            } => Class::Journal,
             DiskOp::Flush { .. } => Class::Flush,
-            DiskOp::Read { role: FileRole::Meta, .. }
+            DiskOp::Read {
+                role: FileRole::Meta,
+                ..
+            }
             | DiskOp::Allocate { .. }
             | DiskOp::PunchHole { .. }
             | DiskOp::ZeroRange { .. } => Class::Other,
@@ -77,7 +89,11 @@ impl Timing {
         self.in_flight += 1;
         let place = &mut self.started[Self::place(tag)];
         if place.is_none() {
-            *place = Some(Started { tag, at: now, class });
+            *place = Some(Started {
+                tag,
+                at: now,
+                class,
+            });
         }
     }
 

@@ -20,11 +20,20 @@ impl Arena {
         for (i, slot) in table.iter_mut().enumerate() {
             let mut crc = u32::try_from(i).unwrap();
             for _ in 0..8 {
-                crc = if crc & 1 == 1 { (crc >> 1) ^ 0x82f6_3b78 } else { crc >> 1 };
+                crc = if crc & 1 == 1 {
+                    (crc >> 1) ^ 0x82f6_3b78
+                } else {
+                    crc >> 1
+                };
             }
             *slot = crc;
         }
-        Arena { buffers: BTreeMap::new(), next: 1, budget, table }
+        Arena {
+            buffers: BTreeMap::new(),
+            next: 1,
+            budget,
+            table,
+        }
     }
 
     /// Number of buffers that have not been given back.
@@ -43,15 +52,25 @@ impl Buffers for Arena {
         self.next += 1;
         // Arbitrary bytes: nothing may rely on zeroes.
         self.buffers.insert(id, (1, vec![0xa5; len as usize]));
-        Some(BufSlice { buf: BufId(id), offset: 0, len })
+        Some(BufSlice {
+            buf: BufId(id),
+            offset: 0,
+            len,
+        })
     }
 
     fn retain(&mut self, buf: BufId) {
-        self.buffers.get_mut(&buf.0).expect("retain of a live buffer").0 += 1;
+        self.buffers
+            .get_mut(&buf.0)
+            .expect("retain of a live buffer")
+            .0 += 1;
     }
 
     fn release(&mut self, buf: BufId) {
-        let entry = self.buffers.get_mut(&buf.0).expect("release of a live buffer");
+        let entry = self
+            .buffers
+            .get_mut(&buf.0)
+            .expect("release of a live buffer");
         entry.0 -= 1;
         if entry.0 == 0 {
             self.buffers.remove(&buf.0);
@@ -59,12 +78,20 @@ impl Buffers for Arena {
     }
 
     fn bytes(&self, slice: BufSlice) -> &[u8] {
-        let buffer = &self.buffers.get(&slice.buf.0).expect("bytes of a live buffer").1;
+        let buffer = &self
+            .buffers
+            .get(&slice.buf.0)
+            .expect("bytes of a live buffer")
+            .1;
         &buffer[slice.offset as usize..][..slice.len as usize]
     }
 
     fn bytes_mut(&mut self, slice: BufSlice) -> &mut [u8] {
-        let buffer = &mut self.buffers.get_mut(&slice.buf.0).expect("bytes of a live buffer").1;
+        let buffer = &mut self
+            .buffers
+            .get_mut(&slice.buf.0)
+            .expect("bytes of a live buffer")
+            .1;
         &mut buffer[slice.offset as usize..][..slice.len as usize]
     }
 

@@ -51,11 +51,7 @@ impl Disk {
     }
 
     /// Carries an operation out.
-    pub(crate) fn apply(
-        &mut self,
-        op: &DiskOp,
-        arena: &mut dyn Buffers,
-    ) -> Result<(), DiskError> {
+    pub(crate) fn apply(&mut self, op: &DiskOp, arena: &mut dyn Buffers) -> Result<(), DiskError> {
         match *op {
             DiskOp::Read { role, offset, buf } => {
                 let file = self.file(role);
@@ -65,7 +61,12 @@ impl Disk {
                     target.copy_from_slice(&file.block(at));
                 }
             }
-            DiskOp::Write { role, offset, buf, dsync } => {
+            DiskOp::Write {
+                role,
+                offset,
+                buf,
+                dsync,
+            } => {
                 let fail = match role {
                     FileRole::Data => self.fail_write.take(),
                     FileRole::Meta => self.fail_meta.take(),
@@ -78,7 +79,11 @@ impl Disk {
                 for (at, source) in (offset / BLOCK..).zip(arena.bytes(buf).chunks(BLOCK as usize))
                 {
                     file.cached.remove(&at);
-                    let target = if dsync { &mut file.durable } else { &mut file.cached };
+                    let target = if dsync {
+                        &mut file.durable
+                    } else {
+                        &mut file.cached
+                    };
                     target.insert(at, source.to_vec());
                 }
             }

@@ -8,7 +8,12 @@ use trilith_wire::{Append, EntryOp, EntryStatus, Message, Reason};
 const TERM: Term = Term(1);
 
 fn is_flush(op: &DiskOp) -> bool {
-    matches!(op, DiskOp::Flush { role: FileRole::Data })
+    matches!(
+        op,
+        DiskOp::Flush {
+            role: FileRole::Data
+        }
+    )
 }
 
 #[test]
@@ -35,7 +40,11 @@ fn a_write_of_a_block_is_one_device_write_from_the_received_buffer_and_one_ack()
     let answer = rig.put(conn, 2, 1, 2);
     assert_eq!(answer.len(), 1, "one ACK");
     let ops = &rig.trace[before..];
-    assert_eq!(ops.len(), 1, "one device operation on an active extent: {ops:?}");
+    assert_eq!(
+        ops.len(),
+        1,
+        "one device operation on an active extent: {ops:?}"
+    );
     assert!(matches!(
         ops[0],
         DiskOp::Write { role: FileRole::Data, offset: 4096, buf, dsync: false } if buf.len == 4096
@@ -126,13 +135,24 @@ fn what_is_accepted_is_not_written_again_after_a_reconnect() {
     assert_eq!((state.upto, state.max_idx), (Idx(1), Idx(3)));
     let writes = rig.trace.len();
     for (idx, lba) in [(2, 0), (3, 8)] {
-        let append = Append { resend: true, ..Rig::entry(1, idx, lba, 1) };
+        let append = Append {
+            resend: true,
+            ..Rig::entry(1, idx, lba, 1)
+        };
         rig.write(conn, append, u8::try_from(idx).unwrap());
     }
     rig.run_to_data();
     let again = rig.trace[writes..]
         .iter()
-        .filter(|op| matches!(op, DiskOp::Write { role: FileRole::Data, .. }))
+        .filter(|op| {
+            matches!(
+                op,
+                DiskOp::Write {
+                    role: FileRole::Data,
+                    ..
+                }
+            )
+        })
         .count();
     assert_eq!(again, 0, "2 is still in flight, 3 is accepted");
     assert_eq!(acked(&rig.frames(conn)), Some((1, std::vec![3])));
@@ -150,7 +170,14 @@ fn an_older_resend_never_overwrites_a_newer_accepted_entry() {
     rig.put(conn, 2, 0, 2);
     rig.disconnect(conn);
     let (conn, _) = rig.login(E1);
-    rig.write(conn, Append { resend: true, ..Rig::entry(1, 1, 0, 1) }, 1);
+    rig.write(
+        conn,
+        Append {
+            resend: true,
+            ..Rig::entry(1, 1, 0, 1)
+        },
+        1,
+    );
     rig.run();
     assert_eq!(acked(&rig.frames(conn)), Some((2, std::vec![])));
     assert_eq!(rig.filled(0), 2);
@@ -165,7 +192,11 @@ fn entries_above_what_is_accepted_must_follow_without_gaps() {
     assert_eq!(refusal(&rig.put(conn, 3, 0, 3)), Some(Reason::Malformed));
     assert_eq!(rig.filled(0), 1);
     let (conn, _) = rig.login(E1);
-    assert_eq!(refusal(&rig.put(conn, 3, 0, 3)), Some(Reason::Malformed), "also the first one");
+    assert_eq!(
+        refusal(&rig.put(conn, 3, 0, 3)),
+        Some(Reason::Malformed),
+        "also the first one"
+    );
     rig.stop();
 }
 
@@ -199,10 +230,23 @@ fn credits_shrink_with_what_the_window_holds() {
     rig.put(conn, 1, 0, 1);
     rig.put(conn, 2, 0, 1);
     assert_eq!(rig.state().credit_entries, before - 2);
-    rig.write(conn, Append { tidx: Idx(2), ..Rig::entry(1, 3, 0, 1) }, 1);
+    rig.write(
+        conn,
+        Append {
+            tidx: Idx(2),
+            ..Rig::entry(1, 3, 0, 1)
+        },
+        1,
+    );
     rig.run();
     let frames = rig.frames(conn);
-    let Message::Ack { credit_entries, credit_bytes, echo, .. } = frames[0].0 else {
+    let Message::Ack {
+        credit_entries,
+        credit_bytes,
+        echo,
+        ..
+    } = frames[0].0
+    else {
         panic!("{frames:?}")
     };
     assert_eq!((credit_entries, echo), (before - 1, 3));
@@ -229,13 +273,20 @@ fn a_header_only_entry_is_accepted_without_a_write() {
     let conn = rig.active();
     rig.put(conn, 1, 0, 1);
     let writes = rig.disk.writes;
-    let append = Append { header_only: true, skip: MemberSet(0b101), ..Rig::entry(1, 2, 0, 1) };
+    let append = Append {
+        header_only: true,
+        skip: MemberSet(0b101),
+        ..Rig::entry(1, 2, 0, 1)
+    };
     rig.write(conn, append, 9);
     rig.run();
     assert_eq!(acked(&rig.frames(conn)), Some((2, std::vec![])));
     assert_eq!((rig.disk.writes, rig.filled(0)), (writes, 1));
     let status = rig.replica.status(rig.now);
-    assert_eq!(status.dirty_bytes[2], 65536, "marked for the other skipped member");
+    assert_eq!(
+        status.dirty_bytes[2], 65536,
+        "marked for the other skipped member"
+    );
     rig.stop();
 }
 
@@ -244,11 +295,34 @@ fn zeroes_and_discards_read_back_zero() {
     let mut rig = Rig::new();
     let conn = rig.active();
     rig.write(conn, Rig::entry(1, 1, 0, 200), 1);
-    rig.write(conn, Append { op: EntryOp::Zeroes, ..Rig::entry(1, 2, 3, 2) }, 0);
-    rig.write(conn, Append { op: EntryOp::Discard, ..Rig::entry(1, 3, 15, 100) }, 0);
+    rig.write(
+        conn,
+        Append {
+            op: EntryOp::Zeroes,
+            ..Rig::entry(1, 2, 3, 2)
+        },
+        0,
+    );
+    rig.write(
+        conn,
+        Append {
+            op: EntryOp::Discard,
+            ..Rig::entry(1, 3, 15, 100)
+        },
+        0,
+    );
     rig.run();
     assert_eq!(acked(&rig.frames(conn)).unwrap().0, 3);
-    let expected = [(2, 1), (3, 0), (4, 0), (5, 1), (14, 1), (15, 0), (114, 0), (115, 1)];
+    let expected = [
+        (2, 1),
+        (3, 0),
+        (4, 0),
+        (5, 1),
+        (14, 1),
+        (15, 0),
+        (114, 0),
+        (115, 1),
+    ];
     for (lba, fill) in expected {
         assert_eq!(rig.filled(lba), fill, "block {lba}");
     }
@@ -262,20 +336,54 @@ fn a_flush_is_answered_after_device_flush_then_watermark() {
     rig.put(conn, 1, 0, 1);
     rig.hold = true;
     let (idx, tidx) = (Idx(2), Idx(0));
-    rig.queue_frame(conn, &Message::Flush { term: TERM, idx, tidx, sent_at: 0 }, &[]);
+    rig.queue_frame(
+        conn,
+        &Message::Flush {
+            term: TERM,
+            idx,
+            tidx,
+            sent_at: 0,
+        },
+        &[],
+    );
     rig.run();
     assert_eq!(rig.queue.len(), 1, "{:?}", rig.queue);
-    assert!(matches!(rig.queue[0].1, DiskOp::Flush { role: FileRole::Data }), "F1: flush first");
-    assert_eq!(acked(&rig.frames(conn)), Some((2, std::vec![])), "accepted at once");
+    assert!(
+        matches!(
+            rig.queue[0].1,
+            DiskOp::Flush {
+                role: FileRole::Data
+            }
+        ),
+        "F1: flush first"
+    );
+    assert_eq!(
+        acked(&rig.frames(conn)),
+        Some((2, std::vec![])),
+        "accepted at once"
+    );
     rig.complete(0);
     rig.run();
     assert!(rig.frames(conn).is_empty());
     assert_eq!(rig.state().w, Idx(0));
-    let journal = |op: &DiskOp| matches!(op, DiskOp::Write { role: FileRole::Meta, dsync: true, .. });
+    let journal = |op: &DiskOp| {
+        matches!(
+            op,
+            DiskOp::Write {
+                role: FileRole::Meta,
+                dsync: true,
+                ..
+            }
+        )
+    };
     assert!(journal(&rig.queue[0].1), "{:?}", rig.queue);
     rig.complete(0);
     rig.run();
-    assert!(rig.frames(conn).iter().any(|f| f.0 == Message::FlushDone { term: TERM, idx }));
+    assert!(
+        rig.frames(conn)
+            .iter()
+            .any(|f| f.0 == Message::FlushDone { term: TERM, idx })
+    );
     assert_eq!(rig.state().w, Idx(2));
     rig.stop();
 }
@@ -288,15 +396,32 @@ fn a_flush_waits_for_the_writes_before_it_but_not_for_those_after() {
     rig.hold = true;
     rig.write(conn, Rig::entry(1, 2, 1, 1), 2);
     let (idx, tidx) = (Idx(3), Idx(0));
-    rig.queue_frame(conn, &Message::Flush { term: TERM, idx, tidx, sent_at: 0 }, &[]);
+    rig.queue_frame(
+        conn,
+        &Message::Flush {
+            term: TERM,
+            idx,
+            tidx,
+            sent_at: 0,
+        },
+        &[],
+    );
     rig.write(conn, Rig::entry(1, 4, 2, 1), 4);
     rig.run();
-    assert!(!rig.queue.iter().any(|(_, op)| matches!(op, DiskOp::Flush { .. })));
+    assert!(
+        !rig.queue
+            .iter()
+            .any(|(_, op)| matches!(op, DiskOp::Flush { .. }))
+    );
     assert_eq!(rig.data_writes().len(), 2);
     rig.complete(rig.data_writes()[0]);
     rig.run_to_data();
     let answer = rig.frames(conn);
-    assert!(answer.iter().any(|f| f.0 == Message::FlushDone { term: TERM, idx }));
+    assert!(
+        answer
+            .iter()
+            .any(|f| f.0 == Message::FlushDone { term: TERM, idx })
+    );
     assert_eq!(rig.state().w, Idx(3));
     rig.hold = false;
     rig.run();
@@ -311,15 +436,36 @@ fn flushes_that_wait_together_share_a_device_flush_and_an_answer() {
     let before = rig.trace.iter().filter(|op| is_flush(op)).count();
     for idx in 2..=6 {
         let (idx, tidx) = (Idx(idx), Idx(0));
-        rig.queue_frame(conn, &Message::Flush { term: TERM, idx, tidx, sent_at: 0 }, &[]);
+        rig.queue_frame(
+            conn,
+            &Message::Flush {
+                term: TERM,
+                idx,
+                tidx,
+                sent_at: 0,
+            },
+            &[],
+        );
     }
     rig.run();
     let after = rig.trace.iter().filter(|op| is_flush(op)).count();
-    assert!(after - before <= 2, "{} device flushes for five flushes {:?}", after - before, &rig.trace[rig.trace.len()-12..]);
+    assert!(
+        after - before <= 2,
+        "{} device flushes for five flushes {:?}",
+        after - before,
+        &rig.trace[rig.trace.len() - 12..]
+    );
     let answer = rig.frames(conn);
-    let done = answer.iter().filter(|f| matches!(f.0, Message::FlushDone { .. })).count();
+    let done = answer
+        .iter()
+        .filter(|f| matches!(f.0, Message::FlushDone { .. }))
+        .count();
     assert!(done <= 2);
-    assert!(answer.iter().any(|f| f.0 == Message::FlushDone { term: TERM, idx: Idx(6) }));
+    assert!(answer.iter().any(|f| f.0
+        == Message::FlushDone {
+            term: TERM,
+            idx: Idx(6)
+        }));
     rig.stop();
 }
 
@@ -332,7 +478,11 @@ fn a_flush_sent_again_is_answered_again() {
     rig.disconnect(conn);
     let (conn, _) = rig.login(E1);
     let answer = rig.flush(conn, 2);
-    assert!(answer.iter().any(|f| f.0 == Message::FlushDone { term: TERM, idx: Idx(2) }));
+    assert!(answer.iter().any(|f| f.0
+        == Message::FlushDone {
+            term: TERM,
+            idx: Idx(2)
+        }));
     rig.stop();
 }
 
@@ -342,8 +492,25 @@ fn reads_bring_data_with_checksums_or_say_zero() {
     let conn = rig.active();
     rig.put(conn, 1, 3, 7);
     let range = BlockRange::new(Lba(2), Blocks(2));
-    let answer = rig.ask(conn, &Message::Read { term: TERM, range, rid: 1 });
-    let (Message::Data { rid: 1, status, zero: false, crcs, .. }, payload) = &answer[0] else {
+    let answer = rig.ask(
+        conn,
+        &Message::Read {
+            term: TERM,
+            range,
+            rid: 1,
+        },
+    );
+    let (
+        Message::Data {
+            rid: 1,
+            status,
+            zero: false,
+            crcs,
+            ..
+        },
+        payload,
+    ) = &answer[0]
+    else {
         panic!("{answer:?}")
     };
     assert_eq!(*status, EntryStatus::Done);
@@ -352,34 +519,75 @@ fn reads_bring_data_with_checksums_or_say_zero() {
     assert_eq!(crcs[4..8], rig.arena.crc32c(0, &[7; 4096]).to_le_bytes());
     let reads = rig.trace.len();
     let range = BlockRange::new(Lba(2000), Blocks(256));
-    let answer = rig.ask(conn, &Message::Read { term: TERM, range, rid: 2 });
-    assert!(matches!(answer[0].0, Message::Data { rid: 2, zero: true, .. }));
-    assert_eq!(rig.trace.len(), reads, "no disk is asked for what was never written");
+    let answer = rig.ask(
+        conn,
+        &Message::Read {
+            term: TERM,
+            range,
+            rid: 2,
+        },
+    );
+    assert!(matches!(
+        answer[0].0,
+        Message::Data {
+            rid: 2,
+            zero: true,
+            ..
+        }
+    ));
+    assert_eq!(
+        rig.trace.len(),
+        reads,
+        "no disk is asked for what was never written"
+    );
     rig.stop();
 }
 
 #[test]
 fn a_write_error_fails_that_entry_only_and_no_flush_covers_it() {
-    for (error, status) in [(IO, EntryStatus::Io), (DiskError::NoSpace, EntryStatus::NoSpace)] {
+    for (error, status) in [
+        (IO, EntryStatus::Io),
+        (DiskError::NoSpace, EntryStatus::NoSpace),
+    ] {
         let mut rig = Rig::new();
         let conn = rig.active();
         rig.put(conn, 1, 0, 1);
         rig.disk.fail_write = Some(error);
         let answer = rig.put(conn, 2, 1, 2);
-        let failed = Message::EntryFailed { term: TERM, idx: Idx(2), status };
+        let failed = Message::EntryFailed {
+            term: TERM,
+            idx: Idx(2),
+            status,
+        };
         assert!(answer.iter().any(|f| f.0 == failed), "{answer:?}");
         assert!(acked(&answer).is_none_or(|a| a == (1, std::vec![])));
         let answer = rig.put(conn, 3, 2, 3);
         assert_eq!(acked(&answer), Some((1, std::vec![3])));
         let answer = rig.flush(conn, 4);
-        assert!(!answer.iter().any(|f| matches!(f.0, Message::FlushDone { .. })), "M3");
+        assert!(
+            !answer
+                .iter()
+                .any(|f| matches!(f.0, Message::FlushDone { .. })),
+            "M3"
+        );
         assert_eq!(rig.state().w, Idx(0));
         // Sent again in place: now it works, and the flush is answered too.
-        rig.write(conn, Append { resend: true, ..Rig::entry(1, 2, 1, 1) }, 2);
+        rig.write(
+            conn,
+            Append {
+                resend: true,
+                ..Rig::entry(1, 2, 1, 1)
+            },
+            2,
+        );
         rig.run();
         let answer = rig.frames(conn);
         assert_eq!(acked(&answer).unwrap().0, 4, "{answer:?}");
-        assert!(answer.iter().any(|f| f.0 == Message::FlushDone { term: TERM, idx: Idx(4) }));
+        assert!(answer.iter().any(|f| f.0
+            == Message::FlushDone {
+                term: TERM,
+                idx: Idx(4)
+            }));
         assert_eq!(rig.filled(1), 2);
         rig.stop();
     }
@@ -392,7 +600,11 @@ fn a_failed_flush_is_final() {
     rig.put(conn, 1, 0, 1);
     rig.disk.fail_flush = Some(IO);
     let answer = rig.flush(conn, 2);
-    assert!(!answer.iter().any(|f| matches!(f.0, Message::FlushDone { .. })));
+    assert!(
+        !answer
+            .iter()
+            .any(|f| matches!(f.0, Message::FlushDone { .. }))
+    );
     assert!(rig.fatal.is_some() && rig.closed.contains(&conn));
     // The next process comes up tainted, and still votes.
     rig.crash(true);
@@ -410,7 +622,11 @@ fn a_failed_journal_write_is_final_and_nothing_is_promised() {
     rig.disk.fail_meta = Some(IO);
     let vote = rig.vote(1);
     let answer = rig.ask(conn, &Message::Vote(vote));
-    assert!(!answer.iter().any(|f| matches!(f.0, Message::Promise { .. })));
+    assert!(
+        !answer
+            .iter()
+            .any(|f| matches!(f.0, Message::Promise { .. }))
+    );
     assert_eq!(refusal(&answer), Some(Reason::Failed));
     assert!(rig.fatal.is_some());
     rig.crash(true);
@@ -436,15 +652,29 @@ fn repairs_are_written_answered_and_checked() {
     for (byte, status) in [(4, EntryStatus::Checksum), (3, EntryStatus::Done)] {
         rig.queue_frame(conn, &repair, &[byte; 4096]);
         rig.run();
-        let done = Message::RepairDone { term: TERM, tag: 11, status };
+        let done = Message::RepairDone {
+            term: TERM,
+            tag: 11,
+            status,
+        };
         assert_eq!(rig.frames(conn)[0].0, done);
     }
     assert_eq!(rig.filled(4), 3);
-    let zero =
-        Message::Repair { term: TERM, range, tag: 12, zero: true, rebuild: false, crcs: &[] };
+    let zero = Message::Repair {
+        term: TERM,
+        range,
+        tag: 12,
+        zero: true,
+        rebuild: false,
+        crcs: &[],
+    };
     assert!(matches!(
         rig.ask(conn, &zero)[0].0,
-        Message::RepairDone { tag: 12, status: EntryStatus::Done, .. }
+        Message::RepairDone {
+            tag: 12,
+            status: EntryStatus::Done,
+            ..
+        }
     ));
     assert_eq!(rig.filled(4), 0);
     rig.stop();
@@ -456,10 +686,21 @@ fn a_rebuild_copy_on_an_in_sync_member_is_refused() {
     let conn = rig.active();
     rig.put(conn, 1, 4, 9);
     let range = BlockRange::new(Lba(4), Blocks(1));
-    let copy = Message::Repair { term: TERM, range, tag: 1, zero: true, rebuild: true, crcs: &[] };
+    let copy = Message::Repair {
+        term: TERM,
+        range,
+        tag: 1,
+        zero: true,
+        rebuild: true,
+        crcs: &[],
+    };
     assert!(matches!(
         rig.ask(conn, &copy)[0].0,
-        Message::RepairDone { tag: 1, status: EntryStatus::Refused, .. }
+        Message::RepairDone {
+            tag: 1,
+            status: EntryStatus::Refused,
+            ..
+        }
     ));
     assert_eq!(rig.filled(4), 9);
     rig.stop();

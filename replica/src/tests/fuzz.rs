@@ -11,7 +11,9 @@ struct Input<'a>(&'a [u8]);
 
 impl Input<'_> {
     fn byte(&mut self) -> u8 {
-        let Some((first, rest)) = self.0.split_first() else { return 0 };
+        let Some((first, rest)) = self.0.split_first() else {
+            return 0;
+        };
         self.0 = rest;
         *first
     }
@@ -25,9 +27,15 @@ fn message(input: &mut Input<'_>) -> (Message<'static>, usize) {
     let term = Term(1 + u64::from(input.byte() % 8 == 0));
     let idx = Idx(input.small());
     let tidx = Idx(input.small());
-    let range = BlockRange::new(Lba(input.small() * 500), Blocks(1 + u32::from(input.byte() % 3)));
+    let range = BlockRange::new(
+        Lba(input.small() * 500),
+        Blocks(1 + u32::from(input.byte() % 3)),
+    );
     let member = MemberId::new(usize::from(input.byte() % 3)).unwrap();
-    let (iss, trk) = (MemberSet(u32::from(input.byte() % 8)), MemberSet(u32::from(input.byte() % 8)));
+    let (iss, trk) = (
+        MemberSet(u32::from(input.byte() % 8)),
+        MemberSet(u32::from(input.byte() % 8)),
+    );
     let n = u32::from(input.byte() % 4);
     let map = MapKind::ALL[usize::from(input.byte()) % MapKind::ALL.len()];
     let message = match input.byte() % 20 {
@@ -39,21 +47,77 @@ fn message(input: &mut Input<'_>) -> (Message<'static>, usize) {
             term,
             ..Rig::entry(1, idx.0, 0, 1)
         }),
-        4 => Message::Flush { term, idx, tidx, sent_at: 0 },
-        5 => Message::SyncSet { term, idx, n, iss, trk, tidx, join: Some(member).filter(|_| n > 1) },
-        6 => Message::Read { term, range, rid: 1 },
-        7 => Message::Heartbeat { term, commit: idx, tidx, sent_at: 9 },
-        8 => Message::GetMap { term, map, member, from: idx.0 },
+        4 => Message::Flush {
+            term,
+            idx,
+            tidx,
+            sent_at: 0,
+        },
+        5 => Message::SyncSet {
+            term,
+            idx,
+            n,
+            iss,
+            trk,
+            tidx,
+            join: Some(member).filter(|_| n > 1),
+        },
+        6 => Message::Read {
+            term,
+            range,
+            rid: 1,
+        },
+        7 => Message::Heartbeat {
+            term,
+            commit: idx,
+            tidx,
+            sent_at: 9,
+        },
+        8 => Message::GetMap {
+            term,
+            map,
+            member,
+            from: idx.0,
+        },
         9 => Message::Reconcile { term, loss: n },
-        10 => Message::TermStart { term, start: idx, iss, loss: n },
-        11 => Message::Told { term, n, iss, trk, start: idx },
+        10 => Message::TermStart {
+            term,
+            start: idx,
+            iss,
+            loss: n,
+        },
+        11 => Message::Told {
+            term,
+            n,
+            iss,
+            trk,
+            start: idx,
+        },
         12 => Message::NeedSet { term },
         13 => Message::Seal { term, idx },
         14 => Message::StepDown { term },
         15 => Message::Opened { term },
-        16 => Message::Repair { term, range, tag: 4, zero: true, rebuild: n == 1, crcs: &[] },
-        17 => Message::Map { term, map, member, last: true, next: 0, crc: 0 },
-        18 => Message::DirtyClear { term, member, crc: 0 },
+        16 => Message::Repair {
+            term,
+            range,
+            tag: 4,
+            zero: true,
+            rebuild: n == 1,
+            crcs: &[],
+        },
+        17 => Message::Map {
+            term,
+            map,
+            member,
+            last: true,
+            next: 0,
+            crc: 0,
+        },
+        18 => Message::DirtyClear {
+            term,
+            member,
+            crc: 0,
+        },
         _ => Message::ToldDone { term },
     };
     (message, 0)
@@ -99,13 +163,20 @@ pub(crate) fn fuzz_session(bytes: &[u8]) {
             rig.run();
         }
         let state = rig.state();
-        assert!(state.tidx <= state.upto && state.upto <= state.max_idx, "{state:?}");
+        assert!(
+            state.tidx <= state.upto && state.upto <= state.max_idx,
+            "{state:?}"
+        );
         rig.frames(conn);
     }
     rig.push(conn, bytes);
     rig.hold = false;
     rig.run();
-    assert!(rig.fatal.is_none(), "no device failed here: {:?}", rig.fatal);
+    assert!(
+        rig.fatal.is_none(),
+        "no device failed here: {:?}",
+        rig.fatal
+    );
     rig.stop();
 }
 

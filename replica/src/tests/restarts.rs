@@ -39,7 +39,11 @@ fn what_was_acked_is_in_the_window_of_the_next_process() {
         let conn = rig.active();
         rig.hold = true;
         for idx in 1..=4 {
-            rig.write(conn, Rig::entry(1, idx, idx * 1024, 1), u8::try_from(idx).unwrap());
+            rig.write(
+                conn,
+                Rig::entry(1, idx, idx * 1024, 1),
+                u8::try_from(idx).unwrap(),
+            );
         }
         for _ in 0..cut {
             rig.run();
@@ -54,7 +58,11 @@ fn what_was_acked_is_in_the_window_of_the_next_process() {
         assert!(rig.state().upto >= Idx(upto));
         let (conn, _) = rig.login(E1);
         for idx in rig.state().upto.0 + 1..=4 {
-            rig.write(conn, Rig::entry(1, idx, idx * 1024, 1), u8::try_from(idx).unwrap());
+            rig.write(
+                conn,
+                Rig::entry(1, idx, idx * 1024, 1),
+                u8::try_from(idx).unwrap(),
+            );
         }
         for idx in further {
             assert_eq!(u64::from(rig.filled(idx * 1024)), idx, "acked out of order");
@@ -93,16 +101,29 @@ fn a_seal_is_a_clean_stop() {
     let mut rig = Rig::new();
     let conn = rig.active();
     rig.put(conn, 1, 0, 1);
-    let answer = rig.ask(conn, &Message::Seal { term: TERM, idx: Idx(1) });
+    let answer = rig.ask(
+        conn,
+        &Message::Seal {
+            term: TERM,
+            idx: Idx(1),
+        },
+    );
     assert!(
-        answer.iter().any(|f| f.0 == Message::SealDone { term: TERM, sealed: true }),
+        answer.iter().any(|f| f.0
+            == Message::SealDone {
+                term: TERM,
+                sealed: true
+            }),
         "{answer:?}"
     );
     rig.power_cut();
     let (conn, state) = rig.login(E1);
     assert!(state.flags.sealed && !state.flags.tainted);
     assert_eq!((state.w, state.upto), (Idx(1), Idx(1)));
-    assert_eq!(state.lease_left_ms, 0, "a sealed replica owes nobody a lease");
+    assert_eq!(
+        state.lease_left_ms, 0,
+        "a sealed replica owes nobody a lease"
+    );
     assert_eq!(rig.filled(0), 1);
     rig.elect(conn, 2);
     rig.begin(conn, 2, 1, super::rig::ALL);
@@ -115,8 +136,20 @@ fn a_replica_that_lacks_entries_or_has_need_is_not_sealed() {
     let mut rig = Rig::new();
     let conn = rig.active();
     rig.put(conn, 1, 0, 1);
-    let answer = rig.ask(conn, &Message::Seal { term: TERM, idx: Idx(2) });
-    assert_eq!(answer[0].0, Message::SealDone { term: TERM, sealed: false });
+    let answer = rig.ask(
+        conn,
+        &Message::Seal {
+            term: TERM,
+            idx: Idx(2),
+        },
+    );
+    assert_eq!(
+        answer[0].0,
+        Message::SealDone {
+            term: TERM,
+            sealed: false
+        }
+    );
     rig.stop();
 }
 
@@ -134,7 +167,11 @@ fn a_stop_of_the_process_keeps_the_window() {
     rig.hold = false;
     rig.run();
     rig.crash(true);
-    assert_eq!(rig.state().upto, Idx(2), "the write in flight was waited for");
+    assert_eq!(
+        rig.state().upto,
+        Idx(2),
+        "the write in flight was waited for"
+    );
     assert!(!rig.state().flags.tainted);
     rig.stop();
 }

@@ -15,8 +15,8 @@ use std::rc::Rc;
 use std::vec;
 use std::vec::Vec;
 use trilith_block::{
-    Actions, BlockRange, BufSlice, Buffers, ConnId, Idx, Machine, MemberId, MemberSet, Monotonic,
-    Stream, StreamEvent, Term, Uuid, Want, Words, Blocks, Lba,
+    Actions, BlockRange, Blocks, BufSlice, Buffers, ConnId, Idx, Lba, Machine, MemberId, MemberSet,
+    Monotonic, Stream, StreamEvent, Term, Uuid, Want, Words,
 };
 use trilith_wire::auth::{Binding, Role, proof};
 use trilith_wire::{
@@ -90,7 +90,11 @@ fn buffer_of(op: &DiskOp) -> Option<BufSlice> {
 }
 
 fn config(boot: u8) -> Config {
-    let open = OpenParams { boot: Uuid([boot; 16]), allocate: true, allocate_ahead: 0 };
+    let open = OpenParams {
+        boot: Uuid([boot; 16]),
+        allocate: true,
+        allocate_ahead: 0,
+    };
     Config::new(VOLUME, SECRET, [boot ^ 0x5a; 32], open)
 }
 
@@ -140,7 +144,12 @@ impl Rig {
             voters: ALL,
             iss: ALL,
             capacity: CAPACITY,
-            geometry: Geometry { ring_blocks, al_slots: 68, al_batch: 4, window_slots: 64 },
+            geometry: Geometry {
+                ring_blocks,
+                al_slots: 68,
+                al_batch: 4,
+                window_slots: 64,
+            },
             same_device: false,
             zero_data: false,
             volatile_cache: true,
@@ -166,7 +175,10 @@ impl Rig {
         self.fatal = None;
         self.step(Event::Start);
         self.run();
-        assert!(self.opened.is_some() || self.fatal.is_some(), "the store opens");
+        assert!(
+            self.opened.is_some() || self.fatal.is_some(),
+            "the store opens"
+        );
     }
 
     /// The process dies: memory of the process is gone, operations under way end or not.
@@ -197,23 +209,33 @@ impl Rig {
         self.hold = false;
         self.step(Event::Stop);
         self.run();
-        assert!(self.stopped, "stopped; {} operations left", self.queue.len());
+        assert!(
+            self.stopped,
+            "stopped; {} operations left",
+            self.queue.len()
+        );
         assert_eq!(self.arena.live(), 0, "buffers not given back");
     }
 
     pub(crate) fn step(&mut self, event: Event<'_>) {
-        self.replica.step(self.now, event, &mut self.arena, &mut self.out);
+        self.replica
+            .step(self.now, event, &mut self.arena, &mut self.out);
     }
 
     /// The driver's part after a batch.
     fn settle(&mut self) -> bool {
-        self.replica.settle(self.now, &mut self.arena, &mut self.out);
+        self.replica
+            .settle(self.now, &mut self.arena, &mut self.out);
         let mut again = !self.out.is_empty();
         let mut gone = Vec::new();
         let mut words = None;
         for action in self.out.list() {
             match *action {
-                Action::Send { conn, head, payload } => {
+                Action::Send {
+                    conn,
+                    head,
+                    payload,
+                } => {
                     let wire = self.outbox.entry(conn).or_default();
                     wire.extend_from_slice(self.out.get(head));
                     if let Some(slice) = payload {
@@ -228,7 +250,11 @@ impl Rig {
                     self.trace.push(op);
                     self.queue.push_back((tag, op));
                 }
-                Action::NeedWords { len, volume, replica } => {
+                Action::NeedWords {
+                    len,
+                    volume,
+                    replica,
+                } => {
                     assert_eq!((volume, replica), (VOLUME, REPLICA));
                     words = Some(len);
                 }
@@ -245,8 +271,9 @@ impl Rig {
             }
         }
         if let Some(len) = words {
-            let memory =
-                self.words.get_or_insert_with(|| Shared(Rc::new(RefCell::new(vec![0; len]))));
+            let memory = self
+                .words
+                .get_or_insert_with(|| Shared(Rc::new(RefCell::new(vec![0; len]))));
             let memory = Box::new(memory.clone());
             self.step(Event::Words(memory));
             again = true;
@@ -285,8 +312,18 @@ impl Rig {
 
     /// Places in the queue of the data writes.
     pub(crate) fn data_writes(&self) -> Vec<usize> {
-        let data = |op: &DiskOp| matches!(op, DiskOp::Write { role: FileRole::Data, .. });
-        (0..self.queue.len()).filter(|at| data(&self.queue[*at].1)).collect()
+        let data = |op: &DiskOp| {
+            matches!(
+                op,
+                DiskOp::Write {
+                    role: FileRole::Data,
+                    ..
+                }
+            )
+        };
+        (0..self.queue.len())
+            .filter(|at| data(&self.queue[*at].1))
+            .collect()
     }
 
     /// Ends whatever is not a data write until only such are left (journal, allocations).
@@ -294,7 +331,9 @@ impl Rig {
         for _ in 0..1000 {
             self.run();
             let data = self.data_writes();
-            let Some(at) = (0..self.queue.len()).find(|at| !data.contains(at)) else { return };
+            let Some(at) = (0..self.queue.len()).find(|at| !data.contains(at)) else {
+                return;
+            };
             self.complete(at);
         }
         panic!("metadata never comes to rest");
@@ -314,7 +353,9 @@ impl Rig {
 
     fn deliver_one(&mut self, conn: ConnId) -> bool {
         let want = self.replica.want(conn, &mut self.arena);
-        let Some(inbox) = self.inbox.get_mut(&conn) else { return false };
+        let Some(inbox) = self.inbox.get_mut(&conn) else {
+            return false;
+        };
         let len = match want {
             Want::Header(n) => n,
             Want::Payload(slice) => slice.len as usize,
@@ -421,8 +462,15 @@ impl Rig {
     pub(crate) fn greet(&mut self, hello: Hello, secret: &[u8; 32]) -> (ConnId, Vec<Frame>) {
         let conn = self.connect();
         let answer = self.ask(conn, &Message::Hello(hello));
-        let Some((Message::Challenge { protocol, replica, nonce, proof: theirs }, _)) =
-            answer.first()
+        let Some((
+            Message::Challenge {
+                protocol,
+                replica,
+                nonce,
+                proof: theirs,
+            },
+            _,
+        )) = answer.first()
         else {
             return (conn, answer);
         };
@@ -434,7 +482,11 @@ impl Rig {
             replica: *replica,
             protocol: *protocol,
         };
-        assert_eq!(*theirs, proof(&SECRET, Role::Replica, &binding), "the replica's proof");
+        assert_eq!(
+            *theirs,
+            proof(&SECRET, Role::Replica, &binding),
+            "the replica's proof"
+        );
         let proof = proof(secret, Role::Engine, &binding);
         let answer = self.ask(conn, &Message::Auth { proof });
         (conn, answer)
@@ -471,7 +523,15 @@ impl Rig {
     /// TERMSTART and OPENED.
     pub(crate) fn begin(&mut self, conn: ConnId, term: u64, start: u64, iss: MemberSet) {
         let (term, start) = (Term(term), Idx(start));
-        let answer = self.ask(conn, &Message::TermStart { term, start, iss, loss: 0 });
+        let answer = self.ask(
+            conn,
+            &Message::TermStart {
+                term,
+                start,
+                iss,
+                loss: 0,
+            },
+        );
         assert_eq!(answer[0].0, Message::TermStartDone { term, start });
         self.ask(conn, &Message::Opened { term });
     }
@@ -489,7 +549,14 @@ impl Rig {
             .chunks(4096)
             .flat_map(|b| self.arena.crc32c(0, b).to_le_bytes())
             .collect();
-        self.queue_frame(conn, &Message::Append(Append { crcs: &crcs, ..append }), payload);
+        self.queue_frame(
+            conn,
+            &Message::Append(Append {
+                crcs: &crcs,
+                ..append
+            }),
+            payload,
+        );
     }
 
     pub(crate) fn entry(term: u64, idx: u64, lba: u64, blocks: u32) -> Append<'static> {
@@ -527,7 +594,15 @@ impl Rig {
     /// A FLUSH in term 1 and what came back.
     pub(crate) fn flush(&mut self, conn: ConnId, idx: u64) -> Vec<Frame> {
         let (term, idx, tidx) = (Term(1), Idx(idx), Idx(0));
-        self.ask(conn, &Message::Flush { term, idx, tidx, sent_at: 0 })
+        self.ask(
+            conn,
+            &Message::Flush {
+                term,
+                idx,
+                tidx,
+                sent_at: 0,
+            },
+        )
     }
 
     pub(crate) fn state(&self) -> ReplicaState {

@@ -80,7 +80,10 @@ fn guests_are_limited_in_number_and_time() {
     assert!(!rig.closed.contains(&guests[0]));
     rig.later(1);
     rig.run();
-    assert!(guests.iter().all(|g| rig.closed.contains(g)), "their time is up");
+    assert!(
+        guests.iter().all(|g| rig.closed.contains(g)),
+        "their time is up"
+    );
     let (conn, _) = rig.login(E1);
     rig.later(60_000);
     rig.run();
@@ -99,7 +102,10 @@ fn a_guest_gets_no_buffer_and_no_say() {
     assert_eq!(rig.arena.live(), live);
     let conn = rig.connect();
     let vote = rig.vote(1);
-    assert_eq!(refusal(&rig.ask(conn, &Message::Vote(vote))), Some(Reason::Malformed));
+    assert_eq!(
+        refusal(&rig.ask(conn, &Message::Vote(vote))),
+        Some(Reason::Malformed)
+    );
     assert_eq!(rig.state().term, Term(0));
     rig.stop();
 }
@@ -140,10 +146,23 @@ fn frames_that_make_no_sense_end_the_session() {
     let cases = [
         Message::NeedSetDone { term },
         Message::Hello(Rig::new().hello(E1)),
-        Message::Read { term, range: BlockRange::new(Lba(0), Blocks(1000)), rid: 1 },
-        Message::Read { term, range: BlockRange::new(Lba(1 << 20), Blocks(1)), rid: 1 },
+        Message::Read {
+            term,
+            range: BlockRange::new(Lba(0), Blocks(1000)),
+            rid: 1,
+        },
+        Message::Read {
+            term,
+            range: BlockRange::new(Lba(1 << 20), Blocks(1)),
+            rid: 1,
+        },
         Message::Append(Rig::entry(1, 2, 0, 1)),
-        Message::TermStart { term, start: Idx(9), iss: super::rig::ALL, loss: 0 },
+        Message::TermStart {
+            term,
+            start: Idx(9),
+            iss: super::rig::ALL,
+            loss: 0,
+        },
     ];
     for message in cases {
         let mut rig = Rig::new();
@@ -155,7 +174,12 @@ fn frames_that_make_no_sense_end_the_session() {
             rig.queue_frame(conn, &message, &payload);
         }
         rig.run();
-        assert_eq!(refusal(&rig.frames(conn)), Some(Reason::Malformed), "{:?}", message.kind());
+        assert_eq!(
+            refusal(&rig.frames(conn)),
+            Some(Reason::Malformed),
+            "{:?}",
+            message.kind()
+        );
         assert!(rig.closed.contains(&conn));
         rig.stop();
     }
@@ -178,10 +202,17 @@ fn a_damaged_payload_is_not_written_and_can_be_sent_again() {
     let mut rig = Rig::new();
     let conn = rig.active();
     let crc = rig.arena.crc32c(0, &[1; 4096]).to_le_bytes();
-    let append = trilith_wire::Append { crcs: &crc, ..Rig::entry(1, 1, 0, 1) };
+    let append = trilith_wire::Append {
+        crcs: &crc,
+        ..Rig::entry(1, 1, 0, 1)
+    };
     rig.queue_frame(conn, &Message::Append(append), &[2; 4096]);
     rig.run();
-    let failed = Message::EntryFailed { term: Term(1), idx: Idx(1), status: EntryStatus::Checksum };
+    let failed = Message::EntryFailed {
+        term: Term(1),
+        idx: Idx(1),
+        status: EntryStatus::Checksum,
+    };
     assert_eq!(rig.frames(conn)[0].0, failed);
     assert_eq!(rig.filled(0), 0);
     let (conn, state) = rig.login(E1);
@@ -205,7 +236,10 @@ fn without_buffers_the_stream_waits_and_then_goes_on() {
         rig.write(conn, append, u8::try_from(idx).unwrap());
     }
     rig.run_to_data();
-    assert!(rig.data_writes().len() <= 4, "no more than the budget is in flight");
+    assert!(
+        rig.data_writes().len() <= 4,
+        "no more than the budget is in flight"
+    );
     assert!(rig.replica.counters.pauses > 0);
     rig.hold = false;
     rig.run();
@@ -222,12 +256,23 @@ fn a_read_waits_for_a_buffer() {
     let rest = rig.arena.available();
     rig.arena.budget -= rest;
     let range = BlockRange::new(Lba(0), Blocks(1));
-    let read = Message::Read { term: Term(1), range, rid: 5 };
+    let read = Message::Read {
+        term: Term(1),
+        range,
+        rid: 5,
+    };
     assert!(rig.ask(conn, &read).is_empty());
     rig.arena.budget += rest;
     rig.run();
     let answer: std::vec::Vec<Frame> = rig.frames(conn);
-    assert!(matches!(answer[0].0, Message::Data { rid: 5, status: EntryStatus::Done, .. }));
+    assert!(matches!(
+        answer[0].0,
+        Message::Data {
+            rid: 5,
+            status: EntryStatus::Done,
+            ..
+        }
+    ));
     assert_eq!(answer[0].1, std::vec![1; 4096]);
     rig.stop();
 }
@@ -244,9 +289,14 @@ fn a_session_that_ends_in_the_middle_of_a_payload_gives_its_buffer_back() {
     rig.run();
     rig.frames(conn);
     let crc = rig.arena.crc32c(0, &[1; 4096]).to_le_bytes();
-    let append = trilith_wire::Append { crcs: &crc, ..Rig::entry(1, 2, 0, 1) };
+    let append = trilith_wire::Append {
+        crcs: &crc,
+        ..Rig::entry(1, 2, 0, 1)
+    };
     let mut encoder = trilith_wire::Encoder::new();
-    let head = encoder.head(&Message::Append(append), 4096, &rig.arena).to_vec();
+    let head = encoder
+        .head(&Message::Append(append), 4096, &rig.arena)
+        .to_vec();
     rig.push(conn, &head);
     rig.push(conn, &[1; 4095]);
     rig.run();
