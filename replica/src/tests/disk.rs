@@ -8,6 +8,7 @@ use std::vec::Vec;
 use trilith_block::Buffers;
 
 const BLOCK: u64 = 4096;
+const BLOCK_LEN: usize = 4096;
 
 #[derive(Debug, Default, Clone)]
 struct File {
@@ -18,7 +19,7 @@ struct File {
 impl File {
     fn block(&self, at: u64) -> Vec<u8> {
         let found = self.cached.get(&at).or_else(|| self.durable.get(&at));
-        found.cloned().unwrap_or_else(|| vec![0; BLOCK as usize])
+        found.cloned().unwrap_or_else(|| vec![0; BLOCK_LEN])
     }
 }
 
@@ -56,7 +57,7 @@ impl Disk {
             DiskOp::Read { role, offset, buf } => {
                 let file = self.file(role);
                 for (at, target) in
-                    (offset / BLOCK..).zip(arena.bytes_mut(buf).chunks_mut(BLOCK as usize))
+                    (offset / BLOCK..).zip(arena.bytes_mut(buf).chunks_mut(BLOCK_LEN))
                 {
                     target.copy_from_slice(&file.block(at));
                 }
@@ -76,7 +77,7 @@ impl Disk {
                 }
                 self.writes += u64::from(role == FileRole::Data);
                 let file = self.file(role);
-                for (at, source) in (offset / BLOCK..).zip(arena.bytes(buf).chunks(BLOCK as usize))
+                for (at, source) in (offset / BLOCK..).zip(arena.bytes(buf).chunks(BLOCK_LEN))
                 {
                     file.cached.remove(&at);
                     let target = if dsync {
@@ -88,10 +89,12 @@ impl Disk {
                 }
             }
             DiskOp::Flush { role } => {
-                if role == FileRole::Data {
-                    if let Some(error) = self.fail_flush.take() {
-                        return Err(error);
-                    }
+                let fail = match role {
+                    FileRole::Data => self.fail_flush.take(),
+                    FileRole::Meta => None,
+                };
+                if let Some(error) = fail {
+                    return Err(error);
                 }
                 let file = self.file(role);
                 let cached = core::mem::take(&mut file.cached);
@@ -101,7 +104,7 @@ impl Disk {
             DiskOp::PunchHole { role, offset, len } | DiskOp::ZeroRange { role, offset, len } => {
                 let file = self.file(role);
                 for at in offset / BLOCK..(offset + len) / BLOCK {
-                    file.cached.insert(at, vec![0; BLOCK as usize]);
+                    file.cached.insert(at, vec![0; BLOCK_LEN]);
                 }
             }
         }

@@ -24,7 +24,7 @@ impl Input<'_> {
 }
 
 fn message(input: &mut Input<'_>) -> (Message<'static>, usize) {
-    let term = Term(1 + u64::from(input.byte() % 8 == 0));
+    let term = Term(1 + u64::from(input.byte().is_multiple_of(8)));
     let idx = Idx(input.small());
     let tidx = Idx(input.small());
     let range = BlockRange::new(
@@ -41,7 +41,7 @@ fn message(input: &mut Input<'_>) -> (Message<'static>, usize) {
     let message = match input.byte() % 20 {
         0..=3 => Message::Append(Append {
             op: EntryOp::ALL[usize::from(input.byte()) % 3],
-            header_only: input.byte() % 4 == 0,
+            header_only: input.byte().is_multiple_of(4),
             tidx,
             range,
             term,
@@ -137,12 +137,12 @@ pub(crate) fn fuzz_session(bytes: &[u8]) {
         if rig.fatal.is_some() {
             break;
         }
-        rig.hold = input.byte() % 4 == 0;
-        if rig.closed.contains(&conn) || input.byte() % 16 == 0 {
+        rig.hold = input.byte().is_multiple_of(4);
+        if rig.closed.contains(&conn) || input.byte().is_multiple_of(16) {
             rig.hold = false;
             rig.run();
             conn = rig.login(E1).0;
-            if input.byte() % 4 == 0 {
+            if input.byte().is_multiple_of(4) {
                 term += 1;
                 let status = rig.replica.status(rig.now);
                 let vote = rig.vote(term);
@@ -157,7 +157,7 @@ pub(crate) fn fuzz_session(bytes: &[u8]) {
             rig.queue_frame(conn, &frame, &[]);
         }
         rig.run();
-        while rig.hold && !rig.queue.is_empty() && input.byte() % 2 == 0 {
+        while rig.hold && !rig.queue.is_empty() && input.byte().is_multiple_of(2) {
             let at = usize::from(input.byte()) % rig.queue.len();
             rig.complete(at);
             rig.run();
@@ -206,7 +206,7 @@ fn a_guest_may_say_anything() {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             *byte = u8::try_from(seed >> 56).unwrap();
         }
-        if seed % 2 == 0 {
+        if seed.is_multiple_of(2) {
             bytes[..4].copy_from_slice(&[0x4c, 0x54, 1, 1]);
         }
         rig.push(conn, &bytes);

@@ -2,6 +2,7 @@
 //! what a plain list of entries applied in idx order gives, and no ack was ever taken back.
 
 use super::rig::{E1, Rig, acked};
+use crate::store::{DiskOp, FileRole};
 use std::collections::{BTreeMap, BTreeSet};
 use std::vec::Vec;
 use trilith_block::{ConnId, Idx, MemberSet, Term};
@@ -256,6 +257,60 @@ fn play(seed: u64) {
     }
     world.check();
     world.rig.stop();
+}
+
+/// Another engine is elected in the middle of everything: what is at the device when PROMISE leaves
+/// is all there will ever be of the old stream (I3).
+fn overthrow(seed: u64) {
+    let mut world = World::new(seed);
+    world.rig.hold = true;
+    for _ in 0..100 {
+        world.act();
+    }
+    let (other, _) = world.rig.login(super::rig::E2);
+    let vote = world.rig.vote(2);
+    world.rig.queue_frame(other, &Message::Vote(vote), &[]);
+    let state = loop {
+        world.issue();
+        world.rig.run();
+        if let Some((Message::Promise { state, .. }, _)) = world.rig.frames(other).last() {
+            break *state;
+        }
+        let len = u64::try_from(world.rig.queue.len()).unwrap();
+        assert!(len > 0, "no promise and nothing to wait for");
+        let at = usize::try_from(world.random.below(len)).unwrap();
+        world.rig.complete(at);
+    };
+    assert!(world.rig.data_writes().is_empty(), "a write is in flight after PROMISE");
+    let before = world.rig.trace.len();
+    for _ in 0..5 {
+        world.issue();
+    }
+    world.rig.hold = false;
+    world.rig.run();
+    for op in &world.rig.trace[before..] {
+        let change = !matches!(op, DiskOp::Flush { .. } | DiskOp::Read { .. });
+        let role = match op {
+            DiskOp::Write { role, .. }
+            | DiskOp::Read { role, .. }
+            | DiskOp::Flush { role }
+            | DiskOp::Allocate { role, .. }
+            | DiskOp::PunchHole { role, .. }
+            | DiskOp::ZeroRange { role, .. } => *role,
+        };
+        assert!(!(change && role == FileRole::Data), "{op:?} after PROMISE");
+    }
+    let now = world.rig.state();
+    assert_eq!((now.upto, now.max_idx, now.se), (state.upto, state.max_idx, state.se));
+    assert!(state.upto.0 >= world.upto, "an ack was taken back");
+    world.rig.stop();
+}
+
+#[test]
+fn nothing_of_an_old_stream_reaches_the_device_after_a_promise() {
+    for seed in 1..=60 {
+        overthrow(seed);
+    }
 }
 
 #[test]
