@@ -48,6 +48,9 @@ mod stream;
 mod survey;
 mod syncset;
 
+#[cfg(test)]
+mod tests;
+
 pub use api::{Action, Event, ExitReason, Mode, Operator, Waiting};
 pub use config::{ConfigError, EngineConfig, Sizes, Timing};
 pub use engine::Engine;

@@ -41,7 +41,10 @@ impl Spans {
     /// Entry `idx`, which was inserted for `range`, is not live any more.
     pub(crate) fn remove(&mut self, range: BlockRange, idx: Idx) {
         let mut from = range.start;
-        while let Some((&first, &(stop, found))) = self.runs.range(from..range.end()).next() {
+        while from < range.end() {
+            let Some((&first, &(stop, found))) = self.runs.range(from..range.end()).next() else {
+                return;
+            };
             if found == idx {
                 self.runs.remove(&first);
             }

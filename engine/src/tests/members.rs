@@ -1,0 +1,268 @@
+//! Members that are slow, lost, broken or back again.
+
+use super::world::{MS, World, member};
+use crate::status::Role;
+use crate::{Mode, Status};
+use std::vec;
+use std::vec::Vec;
+use trilith_block::{ErrorKind, MemberSet, Monotonic};
+
+fn status(w: &World) -> Status {
+    w.engine.status(Monotonic(w.now))
+}
+
+fn write_some(w: &mut World, count: u64, value: u8) {
+    for at in 0..count {
+        w.written(at * 70_000, &vec![value; 5000]);
+    }
+}
+
+fn assert_equal(w: &World) {
+    let range = trilith_block::BlockRange::new(trilith_block::Lba(0), trilith_block::Blocks(1024));
+    let first = w.fakes[0].content(range);
+    for fake in &w.fakes[1..] {
+        assert!(
+            fake.content(range) == first,
+            "member {} differs",
+            fake.member
+        );
+    }
+}
+
+#[test]
+fn a_short_absence_is_healed_by_sending_again() {
+    let mut w = World::new(3);
+    w.wait_mode(Mode::Healthy);
+    write_some(&mut w, 3, 1);
+    w.isolate(2);
+    w.run(10);
+    assert_eq!(w.engine.mode(), Mode::Degraded);
+    write_some(&mut w, 5, 2);
+    w.heal(2);
+    w.wait_mode(Mode::Healthy);
+    w.run(100);
+    assert!(w.fakes[2].resends > 0);
+    assert_eq!(status(&w).counters.demotions, 0);
+    assert_equal(&w);
+    w.stop();
+}
+
+#[test]
+fn a_lost_member_is_demoted_told_rebuilt_and_joins() {
+    let mut w = World::new(3);
+    w.wait_mode(Mode::Healthy);
+    write_some(&mut w, 3, 1);
+    w.isolate(2);
+    w.run(4_000);
+    assert_eq!(status(&w).counters.demotions, 1);
+    assert_eq!(status(&w).in_sync, MemberSet(0b011));
+    write_some(&mut w, 20, 2);
+    assert!(
+        !w.fakes[0].dirty[2].is_empty(),
+        "in-sync members know what it lacks"
+    );
+    w.heal(2);
+    w.wait_mode(Mode::Healthy);
+    w.run(3_000);
+    assert_eq!(status(&w).counters.joins, 1);
+    assert!(w.fakes[2].repairs > 0);
+    assert_equal(&w);
+    for fake in &w.fakes {
+        assert!(fake.dirty.iter().all(|m| m.is_empty()), "{:?}", fake.dirty);
+    }
+    w.stop();
+}
+
+#[test]
+fn writes_go_on_during_a_rebuild_and_arrive() {
+    let mut w = World::new(3);
+    w.wait_mode(Mode::Healthy);
+    w.isolate(0);
+    w.run(4_000);
+    write_some(&mut w, 40, 2);
+    w.heal(0);
+    w.until(10_000, |w| status(w).members[0].role == Role::Rebuilding);
+    for round in 0..20u8 {
+        write_some(&mut w, 20, 10 + round);
+    }
+    w.wait_mode(Mode::Healthy);
+    w.run(3_000);
+    assert_equal(&w);
+    w.stop();
+}
+
+#[test]
+fn a_laggard_is_demoted_and_nobody_waits_for_it() {
+    let mut w = World::with(3, |cfg| cfg.sizes.lag_entries_max = 8);
+    w.wait_mode(Mode::Healthy);
+    w.fakes[1].hold_acks = true;
+    let begin = w.now;
+    write_some(&mut w, 30, 3);
+    assert!(w.now - begin < 100 * MS);
+    assert!(w.until(3_000, |w| status(w).counters.demotions == 1));
+    w.fakes[1].hold_acks = false;
+    w.let_go(1);
+    w.wait_mode(Mode::Healthy);
+    w.run(3_000);
+    assert_equal(&w);
+    w.stop();
+}
+
+#[test]
+fn a_failing_device_is_demoted_at_once() {
+    let mut w = World::new(3);
+    w.wait_mode(Mode::Healthy);
+    w.fakes[1].fail_writes = true;
+    w.written(0, &[4; 4096]);
+    assert!(w.until(100, |w| status(w).counters.demotions == 1));
+    assert!(!status(&w).in_sync.contains(member(1)));
+    w.fakes[1].fail_writes = false;
+    w.wait_mode(Mode::Healthy);
+    assert_equal(&w);
+    w.stop();
+}
+
+#[test]
+fn a_member_is_told_only_when_a_majority_that_counts_knows() {
+    let mut w = World::new(3);
+    w.wait_mode(Mode::Healthy);
+    write_some(&mut w, 3, 1);
+    w.isolate(2);
+    // The SYNCSET without member 2 reaches member 0 only.
+    w.until(2_990, |_| false);
+    w.delay[1] = 3_000_000 * MS;
+    w.run(100);
+    w.heal(2);
+    w.run(1_000);
+    assert!(
+        w.fakes[2].iss.contains(member(2)),
+        "D1: it was told too early"
+    );
+    w.delay[1] = MS / 10;
+    w.isolate(1);
+    w.run(50);
+    w.heal(1);
+    w.wait_mode(Mode::Healthy);
+    w.run(3_000);
+    assert_equal(&w);
+    w.stop();
+}
+
+#[test]
+fn a_power_loss_is_repaired_from_the_activity_log() {
+    let mut w = World::new(3);
+    w.wait_mode(Mode::Healthy);
+    write_some(&mut w, 10, 1);
+    w.run(100);
+    w.isolate(1);
+    w.fakes[1].lose_power();
+    // Something that was not flushed is gone.
+    w.fakes[1].blocks.remove(&trilith_block::Lba(0));
+    w.heal(1);
+    w.wait_mode(Mode::Degraded);
+    w.wait_mode(Mode::Healthy);
+    assert_equal(&w);
+    assert!(!w.fakes[1].tainted);
+    w.stop();
+}
+
+#[test]
+fn two_power_losses_under_a_live_engine_lose_nothing() {
+    let mut w = World::new(3);
+    w.wait_mode(Mode::Healthy);
+    write_some(&mut w, 10, 1);
+    w.run(100);
+    for at in 1..3 {
+        w.isolate(at);
+        w.fakes[at].lose_power();
+        w.fakes[at].blocks.clear();
+        w.fakes[at]
+            .al
+            .add_mask(trilith_block::ExtentNo(0), u64::MAX);
+        w.fakes[at]
+            .need
+            .add_mask(trilith_block::ExtentNo(0), u64::MAX);
+    }
+    let tag = w.write(0, &[8; 4096]);
+    w.run(1_000);
+    assert_eq!(w.engine.mode(), Mode::ReadOnlyLease);
+    w.heal(1);
+    w.heal(2);
+    w.wait_mode(Mode::Healthy);
+    assert_eq!(w.answer(tag), Ok(Vec::new()));
+    assert_eq!(status(&w).loss, 0);
+    w.run(3_000);
+    assert_equal(&w);
+    assert_eq!(w.bytes(70_000, 5000), vec![1; 5000]);
+    w.stop();
+}
+
+#[test]
+fn without_a_majority_reads_go_on_while_the_lease_runs_then_wait() {
+    let mut w = World::with(3, |cfg| {
+        cfg.timing.quorum_wait = core::time::Duration::from_secs(10)
+    });
+    w.wait_mode(Mode::Healthy);
+    w.written(0, &[6; 4096]);
+    w.run(600);
+    w.isolate(1);
+    w.isolate(2);
+    w.run(10);
+    assert_eq!(w.engine.mode(), Mode::ReadOnlyLease);
+    assert_eq!(w.bytes(0, 4096), vec![6; 4096]);
+    let write = w.write(0, &[7; 4096]);
+    w.run(4_000);
+    assert!(matches!(w.engine.mode(), Mode::Waiting(_)));
+    let read = w.read(0, 4096);
+    assert_eq!(w.answer(read), Err(ErrorKind::Io));
+    assert_eq!(w.answer(write), Err(ErrorKind::Io));
+    // It heals by itself.
+    w.heal(1);
+    w.heal(2);
+    w.wait_mode(Mode::Healthy);
+    w.written(0, &[8; 4096]);
+    w.run(100);
+    assert_equal(&w);
+    w.stop();
+}
+
+#[test]
+fn a_grant_keeps_the_last_member_readable() {
+    let mut w = World::with(3, |cfg| {
+        cfg.timing.quorum_wait = core::time::Duration::from_secs(5)
+    });
+    w.wait_mode(Mode::Healthy);
+    w.written(0, &[6; 4096]);
+    w.run(600);
+    w.grant(w.now + 60_000 * MS);
+    w.isolate(1);
+    w.isolate(2);
+    w.run(6_000);
+    assert_eq!(w.engine.mode(), Mode::ReadOnlyGrant);
+    assert_eq!(w.bytes(0, 4096), vec![6; 4096]);
+    let write = w.write(0, &[7; 4096]);
+    assert_eq!(w.answer(write), Err(ErrorKind::ReadOnly));
+    w.run(60_000);
+    assert!(
+        matches!(w.engine.mode(), Mode::Waiting(_)),
+        "{:?}",
+        w.engine.mode()
+    );
+    w.heal(1);
+    w.wait_mode(Mode::Degraded);
+    w.stop();
+}
+
+#[test]
+fn a_silent_member_is_noticed() {
+    let mut w = World::new(3);
+    w.wait_mode(Mode::Healthy);
+    w.fakes[2].deaf = true;
+    write_some(&mut w, 3, 1);
+    assert!(w.until(4_000, |w| w.engine.mode() == Mode::Degraded));
+    w.fakes[2].deaf = false;
+    w.wait_mode(Mode::Healthy);
+    w.run(3_000);
+    assert_equal(&w);
+    w.stop();
+}

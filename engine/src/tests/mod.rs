@@ -1,0 +1,9 @@
+//! The whole engine against fake replicas, through real frames.
+
+mod arena;
+mod elect;
+mod fake;
+mod members;
+mod model;
+mod serve;
+mod world;
