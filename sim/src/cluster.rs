@@ -264,16 +264,16 @@ impl Cluster {
                     | Effect::ReplicaExit(_) => {}
                 }
             }
-            node.arena.reclaim();
-            let frontend = self.frontend(&mut node, now);
-            if effects.is_empty() && !frontend {
-                node.effects = effects;
-                break;
-            }
+            let idle = effects.is_empty();
             for effect in effects.drain(..) {
                 self.effect(host, &mut node, effect, &mut lines, &mut exits);
             }
             node.effects = effects;
+            let frontend = self.frontend(&mut node, now);
+            node.arena.reclaim();
+            if idle && !frontend {
+                break;
+            }
         }
         for (line, end) in lines {
             if self.entropy.chance(1, 16) {

@@ -92,17 +92,25 @@ impl Nbd {
         );
     }
 
-    /// A client asks. `data`: the bytes of a write.
+    /// A client asks. `client`: its number, and how often it was started anew. `data`: the bytes
+    /// of a write.
     pub fn ask(
         &mut self,
         now: Monotonic,
-        client: usize,
+        client: (usize, u64),
         number: u64,
         wish: &Wish,
         data: &[u8],
         arena: &mut SimBuffers,
     ) {
-        let conn = ConnId(client as u64);
+        let conn = ConnId(client.1 << 16 | client.0 as u64);
+        let stale = |c: &&ConnId| c.0 & 0xffff == client.0 as u64 && **c != conn;
+        if let Some(old) = self.clients.keys().find(stale).copied() {
+            // The connection of its earlier life.
+            self.clients.remove(&old);
+            let event = FrontendEvent::Stream(old, StreamEvent::Closed);
+            self.server.step(now, event, arena, &mut self.out);
+        }
         if let std::collections::btree_map::Entry::Vacant(place) = self.clients.entry(conn) {
             let fresh = place.insert(Client::default());
             fresh.up.extend_from_slice(&3u32.to_be_bytes());
@@ -115,7 +123,7 @@ impl Nbd {
         let Some(known) = self.clients.get_mut(&conn) else {
             return;
         };
-        assert!(known.open.is_none(), "client {client} asks twice");
+        assert!(known.open.is_none(), "client {client:?} asks twice");
         let kind: u16 = match wish.op {
             Op::Read => 0,
             Op::Write => 1,

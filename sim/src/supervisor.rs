@@ -396,9 +396,9 @@ impl Cluster {
         if waiting {
             self.restart_clients(host);
             if let Some((engine, arena)) = node.engine_and_arena() {
-                self.supervisor.client_loss = engine.machine.loss();
                 let event = trilith_engine::Event::Operator(Operator::AcceptLoss);
                 engine.machine.step(clock, event, arena, &mut engine.out);
+                self.supervisor.client_loss = engine.machine.loss();
             }
             self.supervisor.counts.losses += 1;
             let now = self.world.now();

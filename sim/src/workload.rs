@@ -60,6 +60,8 @@ pub struct Workload {
     pub strict: bool,
     /// Nothing more of its own is asked for.
     pub quiet: bool,
+    /// How often all clients were started anew.
+    restarts: u64,
 }
 
 const BLOCK: u64 = 4096;
@@ -88,6 +90,7 @@ impl Workload {
             duty: VecDeque::new(),
             strict: false,
             quiet: false,
+            restarts: 0,
         }
     }
 
@@ -290,6 +293,7 @@ impl Cluster {
                 }
                 if let Some(volume) = engine.machine.info() {
                     let nbd = engine.nbd.get_or_insert_with(|| Box::new(Nbd::new(volume)));
+                    let client = (client, self.workload.restarts);
                     nbd.ask(clock, client, number, &wish, &bytes, arena);
                 }
             } else if let Err(request) = engine.machine.submit(clock, request, arena) {
@@ -502,6 +506,7 @@ impl Cluster {
     /// All clients are started anew and talk to the engine on `host`: a new history.
     pub fn restart_clients(&mut self, host: Host) {
         self.history.lose();
+        self.workload.restarts += 1;
         let open = std::mem::take(&mut self.workload.open);
         for (_, open) in open {
             if self.workload.strict {
