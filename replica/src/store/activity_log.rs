@@ -79,7 +79,9 @@ impl ActivityLog {
 
     /// A change of `extent` begins: pins it when it is there.
     pub(crate) fn touch(&mut self, extent: ExtentNo, idx: Idx) -> Touch {
-        let Some(place) = self.places.get(&extent).copied() else { return Touch::Missing };
+        let Some(place) = self.places.get(&extent).copied() else {
+            return Touch::Missing;
+        };
         let node = &mut self.nodes[Self::at(place)];
         node.busy += 1;
         node.last_idx = node.last_idx.max(idx);
@@ -93,8 +95,21 @@ impl ActivityLog {
 
     /// Adds an extent that is missing; there must be a free slot. `stamp` as for [`Self::end`].
     pub(crate) fn add(&mut self, extent: ExtentNo, durable: bool, last_idx: Idx, stamp: u64) {
-        assert!(!self.is_full(), "{} of {} slots used", self.places.len(), self.slots);
-        let node = Node { extent, durable, busy: 0, last_idx, stamp, newer: NONE, older: NONE };
+        assert!(
+            !self.is_full(),
+            "{} of {} slots used",
+            self.places.len(),
+            self.slots
+        );
+        let node = Node {
+            extent,
+            durable,
+            busy: 0,
+            last_idx,
+            stamp,
+            newer: NONE,
+            older: NONE,
+        };
         let place = match self.free.pop() {
             Some(place) => {
                 self.nodes[Self::at(place)] = node;

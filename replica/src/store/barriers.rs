@@ -3,7 +3,7 @@
 //! brings go into the journal before that record, as supersets, so that a crash in between leaves
 //! only more to copy.
 
-use super::api::{Admission, Change, StoreError, StoreEvent, SyncSet, TermStart, Told, Token};
+use super::api::{Admission, Change, StoreError, StoreEvent, SyncSet, TermStart, Token, Told};
 use super::changes::{Owner, release};
 use super::disk::StoreOut;
 use super::record::{Item, MapId, SeRecord};
@@ -11,9 +11,7 @@ use super::state::{Store, Waiter};
 use super::window::SlotOp;
 use alloc::boxed::Box;
 use trilith_block::limits::MEMBERS_MAX;
-use trilith_block::{
-    BlockRange, Buffers, ChunkMap, ExtentNo, Idx, MemberId, MemberSet, SyncEpoch,
-};
+use trilith_block::{BlockRange, Buffers, ChunkMap, ExtentNo, Idx, MemberId, MemberSet, SyncEpoch};
 use trilith_wire::SlotStatus;
 
 /// A barrier and how far it is.
@@ -76,7 +74,8 @@ impl Store {
         if self.is_accepted(set.idx) {
             return Ok(Admission::Duplicate);
         }
-        self.queue.push_back(Queued::Barrier(Kind::SyncSet(token, Box::new(set))));
+        self.queue
+            .push_back(Queued::Barrier(Kind::SyncSet(token, Box::new(set))));
         self.pump(data, out);
         Ok(Admission::Taken)
     }
@@ -178,7 +177,11 @@ impl Store {
     }
 
     fn clear_dirty(&mut self, member: MemberId, chunks: &ChunkMap) {
-        let map = if member == self.me() { MapId::NEED } else { MapId::dirty(member) };
+        let map = if member == self.me() {
+            MapId::NEED
+        } else {
+            MapId::dirty(member)
+        };
         self.remove_lazily(map, chunks);
     }
 
@@ -293,8 +296,7 @@ impl Store {
                 self.add_journaled(MapId::NEED, &log);
             }
             Kind::Seal(_) => {
-                let peers = self.facts.voters.or(self.facts.trk).without(self.me());
-                self.window_to_dirty(peers);
+                self.window_to_dirty(self.facts.voters);
             }
         }
         self.flush_wanted = true;
@@ -314,7 +316,10 @@ impl Store {
             }
             if let Queued::Repair(token, ..) = &queued {
                 let result = Err(super::DiskError::Io);
-                out.event(StoreEvent::Repaired { token: *token, result });
+                out.event(StoreEvent::Repaired {
+                    token: *token,
+                    result,
+                });
             }
             queued.release(data);
         }
@@ -323,14 +328,20 @@ impl Store {
     fn prepare_sync_set(&mut self, set: &SyncSet) {
         // 5.4: what a member that leaves may lack is what is above tidx. It is in the dirty maps
         // before the epoch without it is durable.
-        let leaving = self.facts.iss.or(self.facts.trk).minus(set.trk).without(self.me());
+        let leaving = self
+            .facts
+            .iss
+            .or(self.facts.trk)
+            .minus(set.trk)
+            .without(self.me());
         self.window_to_dirty(leaving);
         if let Some(join) = &set.join {
             self.prepare_maps(&join.limbo, &join.dirty);
         }
     }
 
-    fn window_to_dirty(&mut self, peers: MemberSet) {
+    fn window_to_dirty(&mut self, members: MemberSet) {
+        let peers = self.peers(members);
         if peers.is_empty() {
             return;
         }
@@ -355,7 +366,7 @@ impl Store {
 
     fn prepare_maps(&mut self, limbo: &ChunkMap, dirty: &[ChunkMap; MEMBERS_MAX]) {
         self.add_journaled(MapId::LIMBO, limbo);
-        for (map, chunks) in dirty_maps(dirty) {
+        for (map, chunks) in dirty_maps(self.peers(self.facts.voters), dirty) {
             self.add_journaled(map, chunks);
         }
     }
@@ -379,7 +390,10 @@ impl Store {
                 }
             }
             Kind::TermStart(_, start) => SeRecord {
-                se: SyncEpoch { term: start.term, n: 0 },
+                se: SyncEpoch {
+                    term: start.term,
+                    n: 0,
+                },
                 iss: start.iss,
                 trk: start.iss,
                 loss: start.loss,
@@ -412,7 +426,8 @@ impl Store {
         self.evicted.clear();
         let all = self.log.len();
         // No change runs and the window is in the dirty maps: every extent may leave.
-        self.log.evict(all, all, Idx(u64::MAX), stamp, &mut self.evicted);
+        self.log
+            .evict(all, all, Idx(u64::MAX), stamp, &mut self.evicted);
         for extent in &self.evicted {
             self.journal.push(Item::AlDel(*extent));
         }
@@ -468,7 +483,7 @@ impl Store {
     fn take_maps(&mut self, limbo: &ChunkMap, dirty: &[ChunkMap; MEMBERS_MAX]) {
         self.maps.clear(MapId::NEED, &mut *self.window.words);
         self.retain_lazily(MapId::LIMBO, limbo);
-        for (map, chunks) in dirty_maps(dirty) {
+        for (map, chunks) in dirty_maps(self.peers(self.facts.voters), dirty) {
             self.retain_lazily(map, chunks);
         }
     }
@@ -494,11 +509,13 @@ impl Store {
     }
 }
 
+/// The maps of those members that have one here.
 fn dirty_maps(
+    peers: MemberSet,
     dirty: &[ChunkMap; MEMBERS_MAX],
 ) -> impl Iterator<Item = (MapId, &ChunkMap)> + '_ {
-    dirty
-        .iter()
-        .enumerate()
-        .filter_map(|(m, chunks)| Some((MapId::dirty(MemberId::new(m)?), chunks)))
+    dirty.iter().enumerate().filter_map(move |(m, chunks)| {
+        let member = MemberId::new(m).filter(|member| peers.contains(*member))?;
+        Some((MapId::dirty(member), chunks))
+    })
 }

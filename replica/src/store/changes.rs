@@ -173,7 +173,14 @@ impl Store {
         if self.must_queue(false) {
             self.queue.push_back(Queued::Repair(token, range, change));
         } else {
-            self.start_change(Owner::Repair(token), range, change, MemberSet::EMPTY, data, out);
+            self.start_change(
+                Owner::Repair(token),
+                range,
+                change,
+                MemberSet::EMPTY,
+                data,
+                out,
+            );
         }
         Ok(())
     }
@@ -216,7 +223,11 @@ impl Store {
             Change::Write(buf) => u64::from(buf.len) == range.bytes(),
             Change::Zeroes | Change::Discard | Change::HeaderOnly => true,
         };
-        if fits && range.in_one_extent() { Ok(()) } else { Err(StoreError::Range) }
+        if fits && range.in_one_extent() {
+            Ok(())
+        } else {
+            Err(StoreError::Range)
+        }
     }
 
     /// True when a call must wait behind a barrier. An entry after a clean stop makes one: that the
@@ -264,14 +275,19 @@ impl Store {
         }
         let mask = entry.range.chunk_mask();
         let extent = entry.range.start.extent();
-        for peer in entry.skip.without(self.me()).iter() {
-            self.maps.add(MapId::dirty(peer), extent, mask, &mut *self.window.words);
+        for peer in self.peers(entry.skip).iter() {
+            self.maps
+                .add(MapId::dirty(peer), extent, mask, &mut *self.window.words);
         }
         let skipped = entry.change == Change::HeaderOnly;
         let slot = Slot {
             idx: entry.idx,
             range: entry.range,
-            status: if skipped { SlotStatus::Skipped } else { SlotStatus::Submitted },
+            status: if skipped {
+                SlotStatus::Skipped
+            } else {
+                SlotStatus::Submitted
+            },
             op: slot_op(entry.change),
             skip: entry.skip,
         };
@@ -292,7 +308,9 @@ impl Store {
     }
 
     fn resend(&mut self, number: u32, change: Change, data: &mut dyn Buffers, out: &mut StoreOut) {
-        let Some(running) = self.running.get(number) else { return };
+        let Some(running) = self.running.get(number) else {
+            return;
+        };
         if !running.failed {
             release(change, data);
             return;
@@ -367,7 +385,11 @@ impl Store {
     }
 
     fn run_if_free(&mut self, number: u32) {
-        if self.running.get(number).is_some_and(|r| r.waits == 0 && r.parts == 0 && !r.failed) {
+        if self
+            .running
+            .get(number)
+            .is_some_and(|r| r.waits == 0 && r.parts == 0 && !r.failed)
+        {
             self.running.ready.push(number);
         }
     }
@@ -420,10 +442,16 @@ impl Store {
     /// both before the AL-add that uses the slot. Asks for a flush where that is what is missing.
     fn make_room(&mut self) {
         let batch = at(self.superblock.geometry.al_batch);
-        let look_at = if self.log.is_full() { self.log.len() } else { 4 * batch };
+        let look_at = if self.log.is_full() {
+            self.log.len()
+        } else {
+            4 * batch
+        };
         let (tidx, flushed) = (self.tidx(), self.flushed);
         self.evicted.clear();
-        let flush_helps = self.log.evict(batch, look_at, tidx, flushed, &mut self.evicted);
+        let flush_helps = self
+            .log
+            .evict(batch, look_at, tidx, flushed, &mut self.evicted);
         for extent in &self.evicted {
             for map in self.maps.changed_of(*extent) {
                 self.journal.push(Item::Map(map, *extent));
@@ -445,7 +473,9 @@ impl Store {
             self.make_room();
         }
         for _ in 0..self.log_full.len() {
-            let Some(number) = self.log_full.pop_front() else { break };
+            let Some(number) = self.log_full.pop_front() else {
+                break;
+            };
             let Some((owner, range)) = self.running.get(number).map(|r| (r.owner, r.range)) else {
                 continue;
             };
@@ -463,7 +493,12 @@ impl Store {
         self.run_ready(data, out);
     }
 
-    pub(crate) fn log_added(&mut self, extent: ExtentNo, data: &mut dyn Buffers, out: &mut StoreOut) {
+    pub(crate) fn log_added(
+        &mut self,
+        extent: ExtentNo,
+        data: &mut dyn Buffers,
+        out: &mut StoreOut,
+    ) {
         self.log.added(extent);
         for number in self.log_waits.remove(&extent).unwrap_or_default() {
             self.end_wait(number, WAIT_LOG);
@@ -491,15 +526,24 @@ impl Store {
             self.free_extents = self.free_extents.saturating_sub(1);
             self.counters.extents_allocated += 1;
             let (offset, len) = self.extents_bytes(extent, 1);
-            let op = DiskOp::Allocate { role: FileRole::Data, offset, len };
+            let op = DiskOp::Allocate {
+                role: FileRole::Data,
+                offset,
+                len,
+            };
             out.op(Purpose::Provision.tag(u64::from(extent.0)), op);
         }
     }
 
     fn extents_bytes(&self, extent: ExtentNo, count: u32) -> (u64, u64) {
-        let end = ExtentNo(extent.0.saturating_add(count)).byte_offset().min(self.facts.capacity);
+        let end = ExtentNo(extent.0.saturating_add(count))
+            .byte_offset()
+            .min(self.facts.capacity);
         let start = extent.byte_offset();
-        (self.superblock.layout.data_offset + start, end.saturating_sub(start))
+        (
+            self.superblock.layout.data_offset + start,
+            end.saturating_sub(start),
+        )
     }
 
     /// When the extent before is in use and the next one is not reserved, reserves a run.
@@ -532,11 +576,20 @@ impl Store {
         self.counters.extents_allocated += u64::from(count);
         self.ahead = Some((next, count));
         let (offset, len) = self.extents_bytes(next, count);
-        out.op(Purpose::Ahead.tag(0), DiskOp::Allocate { role: FileRole::Data, offset, len });
+        out.op(
+            Purpose::Ahead.tag(0),
+            DiskOp::Allocate {
+                role: FileRole::Data,
+                offset,
+                len,
+            },
+        );
     }
 
     pub(crate) fn ahead_done(&mut self, result: Result<(), DiskError>) {
-        let Some((first, count)) = self.ahead.take() else { return };
+        let Some((first, count)) = self.ahead.take() else {
+            return;
+        };
         match result {
             Ok(()) => {
                 for number in first.0..first.0 + count {
@@ -556,7 +609,9 @@ impl Store {
         out: &mut StoreOut,
     ) {
         let extent = ExtentNo(u32::try_from(number).unwrap_or(u32::MAX));
-        let Some(waiting) = self.provision_waits.remove(&extent) else { return };
+        let Some(waiting) = self.provision_waits.remove(&extent) else {
+            return;
+        };
         if result.is_ok() {
             self.provisioned.set_mask(extent, u64::MAX);
         }
@@ -574,7 +629,9 @@ impl Store {
     /// Submits what nothing holds back, and ends what has nothing to do.
     fn run_ready(&mut self, data: &mut dyn Buffers, out: &mut StoreOut) {
         while let Some(number) = self.running.ready.pop() {
-            let Some(running) = self.running.get(number).copied() else { continue };
+            let Some(running) = self.running.get(number).copied() else {
+                continue;
+            };
             if running.waits != 0 || running.parts != 0 || running.failed {
                 continue;
             }
@@ -597,10 +654,19 @@ impl Store {
             Change::Write(buf) => {
                 // Set before the device gets it: the map never claims less than there is.
                 let mask = running.range.chunk_mask();
-                self.maps.add(MapId::ALLOCATED, extent, mask, &mut *self.window.words);
+                self.maps
+                    .add(MapId::ALLOCATED, extent, mask, &mut *self.window.words);
                 let offset = self.data_offset(running.range);
                 self.counters.bytes_written += running.range.bytes();
-                out.op(tag, DiskOp::Write { role: FileRole::Data, offset, buf, dsync: false });
+                out.op(
+                    tag,
+                    DiskOp::Write {
+                        role: FileRole::Data,
+                        offset,
+                        buf,
+                        dsync: false,
+                    },
+                );
                 parts = 1;
             }
             Change::Zeroes | Change::Discard => {
@@ -628,7 +694,15 @@ impl Store {
                     let buf = self.zero.slice(0, len);
                     let offset = self.data_offset(part);
                     self.counters.bytes_zeroed += part.bytes();
-                    out.op(tag, DiskOp::Write { role: FileRole::Data, offset, buf, dsync: false });
+                    out.op(
+                        tag,
+                        DiskOp::Write {
+                            role: FileRole::Data,
+                            offset,
+                            buf,
+                            dsync: false,
+                        },
+                    );
                     parts += 1;
                 }
             }
@@ -648,7 +722,9 @@ impl Store {
         out: &mut StoreOut,
     ) {
         let number = u32::try_from(number).unwrap_or(NO_CHANGE);
-        let Some(running) = self.running.get(number) else { return };
+        let Some(running) = self.running.get(number) else {
+            return;
+        };
         if running.parts == 0 {
             return;
         }
@@ -664,7 +740,9 @@ impl Store {
 
     /// A change has completed at the device, or failed.
     fn end_change(&mut self, number: u32, data: &mut dyn Buffers, out: &mut StoreOut) {
-        let Some(running) = self.running.get(number).copied() else { return };
+        let Some(running) = self.running.get(number).copied() else {
+            return;
+        };
         if let Some(error) = running.error {
             self.counters.changes_failed += 1;
             self.fail_change(number, &running, error, data, out);
@@ -675,10 +753,12 @@ impl Store {
         match running.change {
             Change::Write(_) | Change::HeaderOnly => (),
             Change::Zeroes => {
-                self.maps.remove(MapId::ALLOCATED, extent, whole, &mut *self.window.words);
+                self.maps
+                    .remove(MapId::ALLOCATED, extent, whole, &mut *self.window.words);
             }
             Change::Discard => {
-                self.maps.remove(MapId::ALLOCATED, extent, whole, &mut *self.window.words);
+                self.maps
+                    .remove(MapId::ALLOCATED, extent, whole, &mut *self.window.words);
                 self.provisioned.remove_mask(extent, whole);
             }
         }
@@ -691,7 +771,10 @@ impl Store {
         }
         match running.owner {
             Owner::Entry(idx) => out.event(StoreEvent::Accepted { idx }),
-            Owner::Repair(token) => out.event(StoreEvent::Repaired { token, result: Ok(()) }),
+            Owner::Repair(token) => out.event(StoreEvent::Repaired {
+                token,
+                result: Ok(()),
+            }),
         }
         self.remove_change(number, data);
     }
@@ -715,7 +798,10 @@ impl Store {
                 out.event(StoreEvent::EntryFailed { idx, error });
             }
             Owner::Repair(token) => {
-                out.event(StoreEvent::Repaired { token, result: Err(error) });
+                out.event(StoreEvent::Repaired {
+                    token,
+                    result: Err(error),
+                });
                 self.remove_change(number, data);
             }
         }
@@ -723,7 +809,9 @@ impl Store {
 
     /// Takes a change out and lets those go that it held back.
     fn remove_change(&mut self, number: u32, data: &mut dyn Buffers) {
-        let Some(gone) = self.running.remove(number) else { return };
+        let Some(gone) = self.running.remove(number) else {
+            return;
+        };
         if gone.pinned {
             self.log.end(gone.range.start.extent(), self.stamp);
         }
@@ -735,7 +823,8 @@ impl Store {
         }
         release(gone.change, data);
         let mut freed = core::mem::take(&mut self.running.freed);
-        self.overlap.remove(u64::from(number), gone.range, &mut freed);
+        self.overlap
+            .remove(u64::from(number), gone.range, &mut freed);
         for key in freed.drain(..) {
             self.end_wait(u32::try_from(key).unwrap_or(NO_CHANGE), WAIT_OVERLAP);
         }
@@ -745,7 +834,10 @@ impl Store {
     /// Gives a cancelled change up.
     fn drop_change(&mut self, number: u32, data: &mut dyn Buffers, out: &mut StoreOut) {
         if let Some(Owner::Repair(token)) = self.running.get(number).map(|r| r.owner) {
-            out.event(StoreEvent::Repaired { token, result: Err(DiskError::Io) });
+            out.event(StoreEvent::Repaired {
+                token,
+                result: Err(DiskError::Io),
+            });
         }
         self.remove_change(number, data);
     }
@@ -763,8 +855,13 @@ impl Store {
         let mut done = 0;
         while let Some(number) = given_up.get(done).copied() {
             done += 1;
-            let Some(range) = self.running.get(number).map(|r| r.range) else { continue };
-            let behind = self.overlap.overlapping(range).skip_while(|k| *k != u64::from(number));
+            let Some(range) = self.running.get(number).map(|r| r.range) else {
+                continue;
+            };
+            let behind = self
+                .overlap
+                .overlapping(range)
+                .skip_while(|k| *k != u64::from(number));
             for key in behind.skip(1) {
                 let other = u32::try_from(key).unwrap_or(NO_CHANGE);
                 if let Some(running) = self.running.get(other) {
@@ -811,7 +908,10 @@ fn single_chunks(mask: u64) -> impl Iterator<Item = (u32, u32)> {
 pub(crate) fn intersection(a: BlockRange, b: BlockRange) -> BlockRange {
     let start = a.start.max(b.start);
     let end = a.end().min(b.end());
-    BlockRange::new(start, Blocks(u32::try_from(end.0.saturating_sub(start.0)).unwrap_or(0)))
+    BlockRange::new(
+        start,
+        Blocks(u32::try_from(end.0.saturating_sub(start.0)).unwrap_or(0)),
+    )
 }
 
 /// Takes the blocks of `range` out of a list of ranges.

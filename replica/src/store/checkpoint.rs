@@ -1,8 +1,9 @@
 //! Checkpoints (M15): the activity log and the maps as journal records in the other of two areas,
 //! written piece by piece while the store works on, then a flush, then both superblock copies.
 //!
-//! Crash argument. Until the first superblock copy is durable the old one names the old checkpoint
-//! and the ring still holds every block after it. A checkpoint is fuzzy: a mask in it is at least as
+//! Crash argument. Until the first superblock copy is durable the other one names the old checkpoint
+//! and the ring still holds every block after it; until the second one is, the ring and the old
+//! checkpoint stay. A checkpoint is fuzzy: a mask in it is at least as
 //! new as any record before its `start_seq`, records from there on are replayed over it, and a mask
 //! that is in neither belongs to an extent of the activity log.
 
@@ -26,8 +27,8 @@ pub(crate) enum Phase {
     Idle,
     Dump,
     Flush,
-    SuperA,
-    SuperB,
+    SuperFirst,
+    SuperSecond,
 }
 
 /// The checkpoint writer of an open store.
@@ -39,6 +40,9 @@ pub(crate) struct Checkpoint {
     pub(crate) start_seq: u64,
     /// Blocks dumped.
     pub(crate) blocks: u32,
+    /// Superblock copy (0 = A) that is written first: at open the one that was not used. It may
+    /// name the area that is being overwritten, so the used one must outlive it.
+    pub(crate) first_copy: u8,
     cursor: Cursor,
 }
 
@@ -52,8 +56,16 @@ pub(crate) struct DumpSource<'a> {
 }
 
 impl Checkpoint {
-    pub(crate) fn new(buf: BufSlice) -> Checkpoint {
-        Checkpoint { phase: Phase::Idle, buf, start_seq: 0, blocks: 0, cursor: Cursor::End }
+    pub(crate) fn new(buf: BufSlice, first_copy: u8) -> Checkpoint {
+        let phase = Phase::Idle;
+        Checkpoint {
+            phase,
+            buf,
+            start_seq: 0,
+            blocks: 0,
+            first_copy,
+            cursor: Cursor::End,
+        }
     }
 
     pub(crate) fn begin(&mut self, start_seq: u64) {
@@ -64,7 +76,11 @@ impl Checkpoint {
     }
 
     /// Fills the buffer with the next blocks. `None` when everything has been dumped.
-    pub(crate) fn dump(&mut self, source: DumpSource<'_>, data: &mut dyn Buffers) -> Option<BufSlice> {
+    pub(crate) fn dump(
+        &mut self,
+        source: DumpSource<'_>,
+        data: &mut dyn Buffers,
+    ) -> Option<BufSlice> {
         let mut filled = 0u32;
         while filled < META_IO_BLOCKS_MAX {
             let (mut at, mut item) = self.cursor.item(source);

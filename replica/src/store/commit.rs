@@ -18,7 +18,12 @@ impl Store {
             self.counters.journal_writes += 1;
             self.counters.journal_blocks += self.journal.blocks_in_flight();
             let role = FileRole::Meta;
-            let op = DiskOp::Write { role, offset: write.offset, buf: write.buf, dsync: true };
+            let op = DiskOp::Write {
+                role,
+                offset: write.offset,
+                buf: write.buf,
+                dsync: true,
+            };
             out.op(Purpose::Journal.tag(0), op);
         }
         if self.journal.is_half_full() && self.checkpoint.phase == Phase::Idle {
@@ -77,7 +82,9 @@ impl Store {
         data: &mut dyn Buffers,
         out: &mut StoreOut,
     ) {
-        let Some(flushing) = self.flushing.take() else { return };
+        let Some(flushing) = self.flushing.take() else {
+            return;
+        };
         if let Err(error) = result {
             self.window.change_header(|h| {
                 h.tainted = true;
@@ -137,10 +144,23 @@ impl Store {
             Some(buf) => {
                 let end = at + u64::from(buf.len);
                 let area = self.superblock.layout.checkpoint_bytes;
-                assert!(end <= area, "checkpoint of {end} bytes in an area of {area}");
-                let offset =
-                    self.superblock.checkpoint_offset(self.superblock.checkpoint_slot) + at;
-                out.op(tag, DiskOp::Write { role, offset, buf, dsync: false });
+                assert!(
+                    end <= area,
+                    "checkpoint of {end} bytes in an area of {area}"
+                );
+                let offset = self
+                    .superblock
+                    .checkpoint_offset(self.superblock.checkpoint_slot)
+                    + at;
+                out.op(
+                    tag,
+                    DiskOp::Write {
+                        role,
+                        offset,
+                        buf,
+                        dsync: false,
+                    },
+                );
             }
             None => {
                 self.checkpoint.phase = Phase::Flush;
@@ -167,14 +187,16 @@ impl Store {
                 self.superblock.facts = self.facts;
                 self.superblock.checkpoint_blocks = self.checkpoint.blocks;
                 self.superblock.journal_first_seq = self.checkpoint.start_seq;
-                self.checkpoint.phase = Phase::SuperA;
-                self.write_superblock(SUPERBLOCK_A_OFFSET, data, out);
+                let block = self.checkpoint.buf.slice(0, META_BLOCK_BYTES);
+                self.superblock.encode(data, block);
+                self.checkpoint.phase = Phase::SuperFirst;
+                self.write_superblock(self.checkpoint.first_copy, out);
             }
-            Phase::SuperA => {
-                self.checkpoint.phase = Phase::SuperB;
-                self.write_superblock(SUPERBLOCK_B_OFFSET, data, out);
+            Phase::SuperFirst => {
+                self.checkpoint.phase = Phase::SuperSecond;
+                self.write_superblock(1 - self.checkpoint.first_copy, out);
             }
-            Phase::SuperB => {
+            Phase::SuperSecond => {
                 self.checkpoint.phase = Phase::Idle;
                 self.journal.covered(self.checkpoint.start_seq);
                 self.journal.hold = false;
@@ -183,12 +205,19 @@ impl Store {
         }
     }
 
-    fn write_superblock(&mut self, offset: u64, data: &mut dyn Buffers, out: &mut StoreOut) {
+    fn write_superblock(&mut self, copy: u8, out: &mut StoreOut) {
         let buf = self.checkpoint.buf.slice(0, META_BLOCK_BYTES);
-        if self.checkpoint.phase == Phase::SuperA {
-            self.superblock.encode(data, buf);
-        }
-        let op = DiskOp::Write { role: FileRole::Meta, offset, buf, dsync: true };
+        let offset = if copy == 0 {
+            SUPERBLOCK_A_OFFSET
+        } else {
+            SUPERBLOCK_B_OFFSET
+        };
+        let op = DiskOp::Write {
+            role: FileRole::Meta,
+            offset,
+            buf,
+            dsync: true,
+        };
         out.op(Purpose::Checkpoint.tag(0), op);
     }
 }

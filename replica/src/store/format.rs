@@ -68,7 +68,11 @@ pub struct Format {
 
 impl Format {
     /// Starts. `None` when the parameters are invalid or no buffer is free.
-    pub fn new(params: &FormatParams, data: &mut dyn Buffers, out: &mut StoreOut) -> Option<Format> {
+    pub fn new(
+        params: &FormatParams,
+        data: &mut dyn Buffers,
+        out: &mut StoreOut,
+    ) -> Option<Format> {
         let ok = params.geometry.is_valid()
             && capacity_is_valid(params.capacity)
             && params.voters.contains(params.member)
@@ -117,7 +121,15 @@ impl Format {
 
     fn write(&mut self, offset: u64, len: u32, dsync: bool, out: &mut StoreOut) {
         let buf = self.buf.slice(0, len);
-        self.op(DiskOp::Write { role: FileRole::Meta, offset, buf, dsync }, out);
+        self.op(
+            DiskOp::Write {
+                role: FileRole::Meta,
+                offset,
+                buf,
+                dsync,
+            },
+            out,
+        );
     }
 
     fn next(&mut self, data: &mut dyn Buffers, out: &mut StoreOut) {
@@ -130,14 +142,26 @@ impl Format {
             Phase::ZeroB => {
                 self.phase = Phase::Allocate;
                 let role = FileRole::Meta;
-                self.op(DiskOp::Allocate { role, offset: 0, len: layout.meta_bytes }, out);
+                self.op(
+                    DiskOp::Allocate {
+                        role,
+                        offset: 0,
+                        len: layout.meta_bytes,
+                    },
+                    out,
+                );
             }
             Phase::Allocate => self.zero_meta(0, out),
             Phase::Meta(done) => self.zero_meta(done, out),
             Phase::Data(done) => self.zero_area(done, out),
             Phase::FlushData => {
                 self.phase = Phase::FlushMeta;
-                self.op(DiskOp::Flush { role: FileRole::Meta }, out);
+                self.op(
+                    DiskOp::Flush {
+                        role: FileRole::Meta,
+                    },
+                    out,
+                );
             }
             Phase::FlushMeta => {
                 let block = self.buf.slice(0, META_BLOCK_BYTES);
@@ -167,7 +191,11 @@ impl Format {
     }
 
     fn zero_area(&mut self, done: u64, out: &mut StoreOut) {
-        let left = if self.zero_data { self.superblock.facts.capacity - done } else { 0 };
+        let left = if self.zero_data {
+            self.superblock.facts.capacity - done
+        } else {
+            0
+        };
         let len = left.min(FORMAT_ZERO_BYTES_MAX);
         let role = FileRole::Data;
         if len == 0 {

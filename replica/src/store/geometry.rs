@@ -22,12 +22,20 @@ pub struct Geometry {
 
 impl Geometry {
     /// The sizes for production: a ring of 16 MiB, an activity log that covers 64 GiB.
-    pub const DEFAULT: Geometry =
-        Geometry { ring_blocks: 4096, al_slots: 16384, al_batch: 64, window_slots: 8192 };
+    pub const DEFAULT: Geometry = Geometry {
+        ring_blocks: 4096,
+        al_slots: 16384,
+        al_batch: 64,
+        window_slots: 8192,
+    };
 
     /// Small sizes for simulation: wraps, checkpoints and evictions happen all the time.
-    pub const TINY: Geometry =
-        Geometry { ring_blocks: 8, al_slots: 10, al_batch: 2, window_slots: 8 };
+    pub const TINY: Geometry = Geometry {
+        ring_blocks: 8,
+        al_slots: 10,
+        al_batch: 2,
+        window_slots: 8,
+    };
 
     /// True when every size is within its limits and M1 holds.
     pub fn is_valid(&self) -> bool {
@@ -41,9 +49,7 @@ impl Geometry {
 
 /// True when `capacity` (bytes) is one that a volume can have.
 pub fn capacity_is_valid(capacity: u64) -> bool {
-    capacity > 0
-        && capacity <= VOLUME_BYTES_MAX
-        && capacity.is_multiple_of(u64::from(BLOCK_BYTES))
+    capacity > 0 && capacity <= VOLUME_BYTES_MAX && capacity.is_multiple_of(u64::from(BLOCK_BYTES))
 }
 
 /// Where the areas of the metadata and the data lie, in bytes (M16).
@@ -82,7 +88,11 @@ impl Layout {
             checkpoint_y_offset,
             checkpoint_bytes,
             meta_bytes,
-            data_offset: if same_device { meta_bytes.next_multiple_of(DATA_ALIGN_BYTES) } else { 0 },
+            data_offset: if same_device {
+                meta_bytes.next_multiple_of(DATA_ALIGN_BYTES)
+            } else {
+                0
+            },
         }
     }
 

@@ -1,8 +1,8 @@
 //! What the metadata says: the result of a superblock, its checkpoint and the journal after it.
 
-use super::state::full_mask;
 use super::limits::MAPS;
 use super::record::{Item, MapId};
+use super::state::full_mask;
 use super::superblock::{Facts, Superblock};
 use super::{MapName, SuperblockError};
 use alloc::collections::BTreeSet;
@@ -19,6 +19,8 @@ pub struct Image {
     pub activity_log: BTreeSet<ExtentNo>,
     /// Findings on the way.
     pub report: Report,
+    /// The copy that was used: 0 = A.
+    pub superblock_copy: u8,
     pub(crate) maps: [ChunkMap; MAPS],
 }
 
@@ -40,9 +42,10 @@ pub struct Report {
 }
 
 impl Image {
-    pub(crate) fn new(superblock: Superblock) -> Image {
+    pub(crate) fn new(superblock: Superblock, superblock_copy: u8) -> Image {
         Image {
             superblock,
+            superblock_copy,
             facts: superblock.facts,
             activity_log: BTreeSet::new(),
             report: Report::default(),
@@ -90,14 +93,8 @@ impl Image {
 
     /// Every chunk in every map: what is left when the checkpoint is lost (6.10).
     pub(crate) fn fill_all(&mut self) {
-        for number in 0..self.extents() {
-            let mask = full_mask(self.facts.capacity, ExtentNo(number));
-            for map in &mut self.maps {
-                map.set_mask(ExtentNo(number), mask);
-            }
-        }
-        self.maps[MapId::LIMBO.index()].clear();
-        self.activity_log.clear();
+        self.activity_log = (0..self.extents()).map(ExtentNo).collect();
+        self.taint();
     }
 
     /// M2, 6.2: what the activity log covers may differ here, may be lacking elsewhere and may hold
@@ -123,7 +120,11 @@ impl Facts {
     /// Applies a record that speaks of facts.
     pub(crate) fn apply(&mut self, item: &Item) {
         match *item {
-            Item::Term { term, engine, attach_epoch } => {
+            Item::Term {
+                term,
+                engine,
+                attach_epoch,
+            } => {
                 self.term = term;
                 self.voted = engine;
                 self.attach_epoch = self.attach_epoch.max(attach_epoch);

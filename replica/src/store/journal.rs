@@ -102,7 +102,11 @@ impl Journal {
     /// First block that a checkpoint which starts now must leave to the replay: the write in flight
     /// is not in the durable facts and log that the checkpoint takes.
     pub(crate) fn replay_from(&self) -> u64 {
-        if self.writing { self.next_seq - self.inflight_blocks } else { self.next_seq }
+        if self.writing {
+            self.next_seq - self.inflight_blocks
+        } else {
+            self.next_seq
+        }
     }
 
     /// A checkpoint covers everything before `seq`.

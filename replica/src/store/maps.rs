@@ -23,7 +23,9 @@ pub(crate) struct MapWords {
 
 impl MapWords {
     pub(crate) fn new(window_slots: u32, extents: u32) -> MapWords {
-        let groups = usize::try_from(extents).unwrap_or(0).div_ceil(GROUP_EXTENTS);
+        let groups = usize::try_from(extents)
+            .unwrap_or(0)
+            .div_ceil(GROUP_EXTENTS);
         let summary_words = groups.div_ceil(64);
         let summaries_at = words_before_maps(window_slots);
         MapWords {
@@ -73,13 +75,14 @@ impl MapWords {
     fn load(&self, words: &dyn Words, map: MapId, extents: u32, target: &mut ChunkMap) {
         target.clear();
         for at in 0..self.summary_words {
-            let mut rest =
-                words.load(self.summaries_at + map.index() * self.summary_words + at);
+            let mut rest = words.load(self.summaries_at + map.index() * self.summary_words + at);
             while rest != 0 {
                 let group = at * 64 + usize::try_from(rest.trailing_zeros()).unwrap_or(0);
                 rest &= rest - 1;
                 for extent in group * GROUP_EXTENTS..(group + 1) * GROUP_EXTENTS {
-                    let Ok(number) = u32::try_from(extent) else { continue };
+                    let Ok(number) = u32::try_from(extent) else {
+                        continue;
+                    };
                     if number < extents {
                         target.set_mask(ExtentNo(number), words.load(self.mask(map, extent)));
                     }
@@ -100,18 +103,18 @@ pub(crate) struct Maps {
 
 impl Maps {
     /// The maps as the metadata has them; the words take them over.
-    pub(crate) fn from_image(
-        maps: [ChunkMap; MAPS],
-        at: MapWords,
-        words: &mut dyn Words,
-    ) -> Maps {
+    pub(crate) fn from_image(maps: [ChunkMap; MAPS], at: MapWords, words: &mut dyn Words) -> Maps {
         for map in MapId::all() {
             at.clear_map(words, map);
             for (extent, mask) in maps[map.index()].iter() {
                 at.store(words, map, extent, mask);
             }
         }
-        Maps { maps, at, changed: BTreeSet::new() }
+        Maps {
+            maps,
+            at,
+            changed: BTreeSet::new(),
+        }
     }
 
     /// The maps as the words have them (same boot).
@@ -120,7 +123,11 @@ impl Maps {
         for map in MapId::all() {
             at.load(words, map, extents, &mut maps[map.index()]);
         }
-        Maps { maps, at, changed: BTreeSet::new() }
+        Maps {
+            maps,
+            at,
+            changed: BTreeSet::new(),
+        }
     }
 
     pub(crate) fn get(&self, map: MapId) -> &ChunkMap {

@@ -57,7 +57,7 @@ mod window;
 
 pub use api::{
     Admission, Change, Counters, Entry, FailCause, Join, LeaseGrant, MapName, StoreError,
-    StoreEvent, SyncSet, TermStart, Told, Token,
+    StoreEvent, SyncSet, TermStart, Token, Told,
 };
 pub use check::{Finding, check};
 pub use disk::{DiskError, DiskOp, DiskTag, FileRole, StoreOut};

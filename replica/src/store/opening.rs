@@ -156,7 +156,11 @@ impl Opening {
     ) -> Result<Opening, OpenError> {
         let reader = Inspect::new(data, out).ok_or(OpenError::Buffers)?;
         let buf = reader.buf;
-        Ok(Opening { params, stage: Stage::Reading(reader), buf })
+        Ok(Opening {
+            params,
+            stage: Stage::Reading(reader),
+            buf,
+        })
     }
 
     /// A completion in.
@@ -255,13 +259,19 @@ fn begin(
 ) -> Result<(Box<Store>, Opened), OpenError> {
     let at = map_words(&image);
     if words.len() < at.total() {
-        return Err(OpenError::Words { expected: at.total(), found: words.len() });
+        return Err(OpenError::Words {
+            expected: at.total(),
+            found: words.len(),
+        });
     }
     let (slots, found) = (image.superblock.geometry.al_slots, image.activity_log.len());
     if found > usize::try_from(slots).unwrap_or(0) {
         return Err(OpenError::ActivityLog { slots, found });
     }
-    let owner = Owner { boot: params.boot, replica: image.facts.replica };
+    let owner = Owner {
+        boot: params.boot,
+        replica: image.facts.replica,
+    };
     let life = image.superblock.journal_id;
     let maps_lost = image.report.checkpoint_bad.is_some();
     if maps_lost {
@@ -285,7 +295,12 @@ fn begin(
     }
     image.superblock.journal_id = life + 1;
     image.superblock.boot = params.boot;
-    let opened = Opened { resumed, newly_tainted, maps_lost, report: image.report };
+    let opened = Opened {
+        resumed,
+        newly_tainted,
+        maps_lost,
+        report: image.report,
+    };
     let (window, maps) = match header {
         Some(header) => {
             image.facts.tainted |= header.tainted;
@@ -298,7 +313,14 @@ fn begin(
     } else {
         maps.get(MapId::ALLOCATED).clone()
     };
-    let store = build(params, &image, next_seq, (window, maps, provisioned), buf, data)?;
+    let store = build(
+        params,
+        &image,
+        next_seq,
+        (window, maps, provisioned),
+        buf,
+        data,
+    )?;
     Ok((store, opened))
 }
 
@@ -395,7 +417,7 @@ fn build(
         journal: Journal::new(&superblock, next_seq, journal_buf, image.facts.w),
         superblock,
         waiters: VecDeque::new(),
-        checkpoint: Checkpoint::new(buf),
+        checkpoint: Checkpoint::new(buf, 1 - image.superblock_copy),
         running: Running::new(geometry.window_slots),
         overlap: Overlap::new(),
         queue: VecDeque::new(),

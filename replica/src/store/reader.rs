@@ -96,7 +96,14 @@ impl Inspect {
         self.number += 1;
         self.blocks = blocks;
         let buf = self.buf.slice(0, blocks * META_BLOCK_BYTES);
-        out.op(DiskTag(TAG | self.number), DiskOp::Read { role: FileRole::Meta, offset, buf });
+        out.op(
+            DiskTag(TAG | self.number),
+            DiskOp::Read {
+                role: FileRole::Meta,
+                offset,
+                buf,
+            },
+        );
     }
 
     fn take(
@@ -121,7 +128,9 @@ impl Inspect {
                 self.phase = Phase::Checkpoint(0);
             }
             Phase::Checkpoint(done) => {
-                let Some(image) = self.image.as_deref_mut() else { return Ok(()) };
+                let Some(image) = self.image.as_deref_mut() else {
+                    return Ok(());
+                };
                 let mut read = done;
                 for block in bytes.chunks_exact(usize::try_from(META_BLOCK_BYTES).unwrap_or(1)) {
                     let sb = &image.superblock;
@@ -141,10 +150,15 @@ impl Inspect {
                 self.phase = Phase::Checkpoint(read);
             }
             Phase::Ring(done) => {
-                let Some(image) = self.image.as_deref_mut() else { return Ok(()) };
+                let Some(image) = self.image.as_deref_mut() else {
+                    return Ok(());
+                };
                 let first = image.superblock.journal_first_seq + done;
                 result.map_err(|error| OpenError::JournalRead { seq: first, error })?;
-                let mut ring = Ring { next_seq: self.next_seq, ended: self.ended };
+                let mut ring = Ring {
+                    next_seq: self.next_seq,
+                    ended: self.ended,
+                };
                 for block in bytes.chunks_exact(usize::try_from(META_BLOCK_BYTES).unwrap_or(1)) {
                     ring.block(block, image, data)?;
                 }
@@ -162,18 +176,13 @@ impl Inspect {
     /// harmless; a torn one is the newer of two steps and the other still holds.
     fn choose(&mut self) -> Result<(), OpenError> {
         let [a, b] = self.copies;
-        let chosen = match (a, b) {
-            (Ok(a), Ok(b)) => {
-                if a.seq >= b.seq {
-                    a
-                } else {
-                    b
-                }
-            }
-            (Ok(only), Err(_)) | (Err(_), Ok(only)) => only,
+        let (chosen, copy) = match (a, b) {
+            (Ok(a), Ok(b)) if a.seq >= b.seq => (a, 0),
+            (Ok(a), Err(_)) => (a, 0),
+            (_, Ok(b)) => (b, 1),
             (Err(a), Err(b)) => return Err(OpenError::Superblocks { a, b }),
         };
-        let mut image = Box::new(Image::new(chosen));
+        let mut image = Box::new(Image::new(chosen, copy));
         image.report = Report {
             superblock_errors: [a.err(), b.err()],
             superblocks_differ: matches!((a, b), (Ok(a), Ok(b)) if a != b),
@@ -185,13 +194,19 @@ impl Inspect {
     }
 
     fn read_next(&mut self, out: &mut StoreOut) {
-        let Some(image) = self.image.as_deref() else { return };
+        let Some(image) = self.image.as_deref() else {
+            return;
+        };
         let sb = image.superblock;
         let block = u64::from(META_BLOCK_BYTES);
         if let Phase::Checkpoint(done) = self.phase {
             if done < sb.checkpoint_blocks && image.report.checkpoint_bad.is_none() {
                 let offset = sb.checkpoint_offset(sb.checkpoint_slot) + u64::from(done) * block;
-                self.read(offset, (sb.checkpoint_blocks - done).min(META_IO_BLOCKS_MAX), out);
+                self.read(
+                    offset,
+                    (sb.checkpoint_blocks - done).min(META_IO_BLOCKS_MAX),
+                    out,
+                );
                 return;
             }
             self.phase = Phase::Ring(0);
@@ -203,7 +218,9 @@ impl Inspect {
                 return;
             }
             let place = sb.journal_first_seq.wrapping_add(done) % ring;
-            let blocks = (ring - done).min(ring - place).min(u64::from(META_IO_BLOCKS_MAX));
+            let blocks = (ring - done)
+                .min(ring - place)
+                .min(u64::from(META_IO_BLOCKS_MAX));
             let offset = sb.layout.journal_offset + place * block;
             self.read(offset, u32::try_from(blocks).unwrap_or(1), out);
         }
@@ -217,7 +234,12 @@ struct Ring {
 }
 
 impl Ring {
-    fn block(&mut self, block: &[u8], image: &mut Image, data: &dyn Buffers) -> Result<(), OpenError> {
+    fn block(
+        &mut self,
+        block: &[u8],
+        image: &mut Image,
+        data: &dyn Buffers,
+    ) -> Result<(), OpenError> {
         let expected_id = image.superblock.journal_id;
         let Some(head) = decode_head(data, block, JOURNAL_MAGIC) else {
             self.ended = true;
@@ -225,7 +247,10 @@ impl Ring {
         };
         // A later life than the superblock's: its copies that said so are gone.
         if head.id > expected_id {
-            return Err(OpenError::JournalNewer { expected: expected_id, found: head.id });
+            return Err(OpenError::JournalNewer {
+                expected: expected_id,
+                found: head.id,
+            });
         }
         // J2.
         if head.id == expected_id && head.seq == self.next_seq && !self.ended {
@@ -239,7 +264,10 @@ impl Ring {
             // Writes go one after the other: a write that began after the missing block proves that
             // the missing block was acknowledged once.
             if head.seq.saturating_sub(u64::from(head.place)) > self.next_seq {
-                return Err(OpenError::JournalLost { expected: self.next_seq, found: head.seq });
+                return Err(OpenError::JournalLost {
+                    expected: self.next_seq,
+                    found: head.seq,
+                });
             }
             image.report.journal_torn += 1;
         }

@@ -42,7 +42,11 @@ impl Store {
             return Err(StoreError::Busy);
         }
         let number = self.reads_free.pop().unwrap_or_else(|| {
-            self.reads.push(Reading { token, parts: 0, error: None });
+            self.reads.push(Reading {
+                token,
+                parts: 0,
+                error: None,
+            });
             u32::try_from(self.reads.len() - 1).unwrap_or(u32::MAX)
         });
         let mut parts = 0;
@@ -68,14 +72,21 @@ impl Store {
         parts += self.read_run(run, (range, buf), number, out);
         if parts == 0 {
             self.reads_free.push(number);
-            out.event(StoreEvent::ReadDone { token, result: Ok(true) });
+            out.event(StoreEvent::ReadDone {
+                token,
+                result: Ok(true),
+            });
             return Ok(());
         }
         if holes > 0 {
             self.zero_holes(range, buf, data);
         }
         if let Some(reading) = self.reads.get_mut(usize::try_from(number).unwrap_or(0)) {
-            *reading = Reading { token, parts, error: None };
+            *reading = Reading {
+                token,
+                parts,
+                error: None,
+            };
         }
         Ok(())
     }
@@ -92,7 +103,11 @@ impl Store {
         let skip = u32::try_from((run.start.0 - range.start.0) << BLOCK_SHIFT).unwrap_or(0);
         let len = u32::try_from(run.bytes()).unwrap_or(0);
         self.counters.bytes_read += run.bytes();
-        let op = DiskOp::Read { role: FileRole::Data, offset, buf: buf.slice(skip, len) };
+        let op = DiskOp::Read {
+            role: FileRole::Data,
+            offset,
+            buf: buf.slice(skip, len),
+        };
         out.op(Purpose::Read.tag(u64::from(number)), op);
         1
     }
@@ -118,7 +133,10 @@ impl Store {
         _data: &mut dyn Buffers,
         out: &mut StoreOut,
     ) {
-        let Some(reading) = usize::try_from(number).ok().and_then(|n| self.reads.get_mut(n)) else {
+        let Some(reading) = usize::try_from(number)
+            .ok()
+            .and_then(|n| self.reads.get_mut(n))
+        else {
             return;
         };
         if reading.parts == 0 {
@@ -130,8 +148,12 @@ impl Store {
         }
         if reading.parts == 0 {
             let result = reading.error.map_or(Ok(false), Err);
-            out.event(StoreEvent::ReadDone { token: reading.token, result });
-            self.reads_free.push(u32::try_from(number).unwrap_or(u32::MAX));
+            out.event(StoreEvent::ReadDone {
+                token: reading.token,
+                result,
+            });
+            self.reads_free
+                .push(u32::try_from(number).unwrap_or(u32::MAX));
         }
     }
 }

@@ -4,7 +4,9 @@
 
 use super::bytes::{block_crc, put, seal_block, u16_at, u32_at, u64_at, uuid_at};
 use super::limits::{MAPS, META_BLOCK_BYTES};
-use super::{MapName, image::Image};
+use super::image::Image;
+use super::state::full_mask;
+use super::MapName;
 use trilith_block::{
     BufSlice, Buffers, ChunkMask, ExtentNo, Idx, MemberId, MemberSet, SyncEpoch, Term, Uuid,
 };
@@ -89,14 +91,20 @@ pub(crate) struct SeRecord {
 /// One fact on its way to the journal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Item {
-    Term { term: Term, engine: Uuid, attach_epoch: u64 },
+    Term {
+        term: Term,
+        engine: Uuid,
+        attach_epoch: u64,
+    },
     Se(SeRecord),
     W(Idx),
     AlAdd(ExtentNo),
     AlDel(ExtentNo),
     /// The chunks of an extent in a map; the mask is taken when the block is built.
     Map(MapId, ExtentNo),
-    Taint { flush_failed: bool },
+    Taint {
+        flush_failed: bool,
+    },
     Loss(u32),
     Seal(bool),
 }
@@ -129,22 +137,28 @@ impl BlockBuilder {
     /// Starts in a block of the arena.
     pub(crate) fn new(bytes: &mut [u8]) -> BlockBuilder {
         bytes.fill(0);
-        BlockBuilder { used: RECORDS_AT, records: 0, list: None }
+        BlockBuilder {
+            used: RECORDS_AT,
+            records: 0,
+            list: None,
+        }
     }
 
     /// Adds an item; false when the block is full. `mask` is that of a map item.
     pub(crate) fn push(&mut self, bytes: &mut [u8], item: &Item, mask: ChunkMask) -> bool {
         match *item {
-            Item::Term { term, engine, attach_epoch } => {
-                self.fixed(bytes, TYPE_TERM, 0, 32, |b| {
-                    put(b, 0, &term.0.to_le_bytes());
-                    put(b, 8, &engine.0);
-                    put(b, 24, &attach_epoch.to_le_bytes());
-                })
-            }
+            Item::Term {
+                term,
+                engine,
+                attach_epoch,
+            } => self.fixed(bytes, TYPE_TERM, 0, 32, |b| {
+                put(b, 0, &term.0.to_le_bytes());
+                put(b, 8, &engine.0);
+                put(b, 24, &attach_epoch.to_le_bytes());
+            }),
             Item::Se(r) => {
-                let aux = u8::from(r.untaint) * SE_UNTAINT
-                    | u8::from(r.need_dropped) * SE_NEED_DROPPED;
+                let aux =
+                    u8::from(r.untaint) * SE_UNTAINT | u8::from(r.need_dropped) * SE_NEED_DROPPED;
                 self.fixed(bytes, TYPE_SE, aux, 32, |b| {
                     put(b, 0, &r.se.term.0.to_le_bytes());
                     for (at, v) in [(8, r.se.n), (12, r.iss.0), (16, r.trk.0), (20, r.loss)] {
@@ -186,7 +200,11 @@ impl BlockBuilder {
 
     fn set_len(&mut self, bytes: &mut [u8], at: usize, len: usize, count: u32) {
         let padded = len.next_multiple_of(8);
-        put(bytes, at + 2, &u16::try_from(padded).unwrap_or(0).to_le_bytes());
+        put(
+            bytes,
+            at + 2,
+            &u16::try_from(padded).unwrap_or(0).to_le_bytes(),
+        );
         put(bytes, at + 4, &count.to_le_bytes());
         self.used = at + padded;
     }
@@ -200,13 +218,17 @@ impl BlockBuilder {
         fill: impl FnOnce(&mut [u8]),
     ) -> bool {
         self.list = None;
-        let Some(at) = self.head(bytes, kind, aux, len) else { return false };
+        let Some(at) = self.head(bytes, kind, aux, len) else {
+            return false;
+        };
         fill(&mut bytes[at + RECORD_HEAD..at + RECORD_HEAD + len]);
         true
     }
 
     fn element(&mut self, bytes: &mut [u8], (kind, aux): (u8, u8), raw: &[u8]) -> bool {
-        let open = self.list.filter(|at| bytes[*at] == kind && bytes[*at + 1] == aux);
+        let open = self
+            .list
+            .filter(|at| bytes[*at] == kind && bytes[*at + 1] == aux);
         let (at, count) = match open {
             Some(at) => (at, u32_at(bytes, at + 4)),
             None => (self.used, 0),
@@ -297,7 +319,10 @@ fn replay_record(b: &[u8], image: &mut Image) -> Option<()> {
         TYPE_SE => {
             enough(32)?;
             image.apply(&Item::Se(SeRecord {
-                se: SyncEpoch { term: Term(u64_at(body, 0)), n: u32_at(body, 8) },
+                se: SyncEpoch {
+                    term: Term(u64_at(body, 0)),
+                    n: u32_at(body, 8),
+                },
                 iss: MemberSet(u32_at(body, 12)),
                 trk: MemberSet(u32_at(body, 16)),
                 loss: u32_at(body, 20),
@@ -314,7 +339,11 @@ fn replay_record(b: &[u8], image: &mut Image) -> Option<()> {
             enough(count.checked_mul(4)?)?;
             for raw in body.chunks_exact(4).take(count) {
                 let extent = image.extent(u32_at(raw, 0))?;
-                image.apply(&if aux == 0 { Item::AlAdd(extent) } else { Item::AlDel(extent) });
+                image.apply(&if aux == 0 {
+                    Item::AlAdd(extent)
+                } else {
+                    Item::AlDel(extent)
+                });
             }
         }
         TYPE_DIRTY | TYPE_NEED | TYPE_ALLOCATED => {
@@ -325,12 +354,20 @@ fn replay_record(b: &[u8], image: &mut Image) -> Option<()> {
             };
             let map = base + usize::from(aux);
             enough(count.checked_mul(12)?)?;
+            let known = map < 3
+                || MemberId::new(map - 3).is_some_and(|m| image.facts.voters.contains(m));
+            if !known {
+                return None;
+            }
             for raw in body.chunks_exact(12).take(count) {
                 let extent = image.extent(u32_at(raw, 0))?;
-                image.maps.get_mut(map)?.set_mask(extent, u64_at(raw, 4));
+                let mask = u64_at(raw, 4) & full_mask(image.facts.capacity, extent);
+                image.maps.get_mut(map)?.set_mask(extent, mask);
             }
         }
-        TYPE_TAINT => image.apply(&Item::Taint { flush_failed: aux & 1 != 0 }),
+        TYPE_TAINT => image.apply(&Item::Taint {
+            flush_failed: aux & 1 != 0,
+        }),
         TYPE_LOSS => {
             enough(8)?;
             image.apply(&Item::Loss(u32_at(body, 0)));

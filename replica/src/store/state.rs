@@ -2,9 +2,7 @@
 //! barriers in `barriers`, what goes to the metadata in `commit`, reads in `reads`.
 
 use super::activity_log::ActivityLog;
-use super::api::{
-    Counters, FailCause, LeaseGrant, MapName, StoreError, StoreEvent, Token,
-};
+use super::api::{Counters, FailCause, LeaseGrant, MapName, StoreError, StoreEvent, Token};
 use super::barriers::{Barrier, Queued};
 use super::changes::Running;
 use super::checkpoint::Checkpoint;
@@ -21,7 +19,7 @@ use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use trilith_block::limits::EXTENT_CHUNKS;
 use trilith_block::{
-    BlockRange, BufSlice, Buffers, ChunkMap, ChunkMask, ExtentNo, Idx, MemberId, Overlap, Term,
+    BlockRange, BufSlice, Buffers, ChunkMap, ChunkMask, ExtentNo, Idx, MemberId, MemberSet, Overlap, Term,
     Uuid,
 };
 use trilith_wire::WindowRecord;
@@ -146,7 +144,9 @@ impl Store {
         data: &mut dyn Buffers,
         out: &mut StoreOut,
     ) {
-        let Some((purpose, number)) = Purpose::of(tag) else { return };
+        let Some((purpose, number)) = Purpose::of(tag) else {
+            return;
+        };
         if self.failure.is_some() {
             return;
         }
@@ -206,7 +206,11 @@ impl Store {
     }
 
     pub(crate) fn check_open(&self) -> Result<(), StoreError> {
-        if self.failure.is_some() { Err(StoreError::Failed) } else { Ok(()) }
+        if self.failure.is_some() {
+            Err(StoreError::Failed)
+        } else {
+            Ok(())
+        }
     }
 
     pub(crate) fn check_calls(&self) -> Result<(), StoreError> {
@@ -220,10 +224,13 @@ impl Store {
     }
 
     pub(crate) fn check_range(&self, range: BlockRange) -> Result<(), StoreError> {
-        let inside = range.end().byte_offset() <= self.facts.capacity
-            && range.start.0 <= range.end().0
-            && range.end().0 < 1 << 40;
-        if !range.is_empty() && inside { Ok(()) } else { Err(StoreError::Range) }
+        // The first test keeps the sums of the second within 64 bits.
+        let inside = range.start.0 < 1 << 40 && range.end().byte_offset() <= self.facts.capacity;
+        if !range.is_empty() && inside {
+            Ok(())
+        } else {
+            Err(StoreError::Range)
+        }
     }
 
     pub(crate) fn data_offset(&self, range: BlockRange) -> u64 {
@@ -244,10 +251,8 @@ impl Store {
     /// Adds chunks to a map, in memory, words and journal queue.
     pub(crate) fn add_journaled(&mut self, map: MapId, chunks: &ChunkMap) {
         for (extent, mask) in chunks.iter() {
-            if extent.0 >= ExtentNo::count_for(self.facts.capacity) {
-                continue;
-            }
-            if self.maps.add(map, extent, mask, &mut *self.window.words) {
+            let mask = mask & self.full_mask(extent);
+            if mask != 0 && self.maps.add(map, extent, mask, &mut *self.window.words) {
                 self.journal.push(Item::Map(map, extent));
             }
         }
@@ -284,7 +289,11 @@ impl Store {
         attach_epoch: u64,
     ) -> Result<(), StoreError> {
         self.check_calls()?;
-        self.journal.push(Item::Term { term, engine, attach_epoch });
+        self.journal.push(Item::Term {
+            term,
+            engine,
+            attach_epoch,
+        });
         self.wait_journal(Waiter::Call(token));
         Ok(())
     }
@@ -391,22 +400,26 @@ impl Store {
 
     /// Data entries above tidx from `from` on, rising.
     pub fn window_records(&self, from: Idx) -> impl Iterator<Item = WindowRecord> + '_ {
-        self.window.entries(from).filter(|slot| slot.op.is_data()).map(|slot| WindowRecord {
-            idx: slot.idx,
-            range: slot.range,
-            status: slot.status,
-            skip: slot.skip,
-        })
+        self.window
+            .entries(from)
+            .filter(|slot| slot.op.is_data())
+            .map(|slot| WindowRecord {
+                idx: slot.idx,
+                range: slot.range,
+                status: slot.status,
+                skip: slot.skip,
+            })
     }
 
     /// True when the entry has been accepted here.
     pub fn is_accepted(&self, idx: Idx) -> bool {
-        idx <= self.upto() || self.window.slot(idx).is_some_and(|slot| {
-            matches!(
-                slot.status,
-                trilith_wire::SlotStatus::Accepted | trilith_wire::SlotStatus::Skipped
-            )
-        })
+        idx <= self.upto()
+            || self.window.slot(idx).is_some_and(|slot| {
+                matches!(
+                    slot.status,
+                    trilith_wire::SlotStatus::Accepted | trilith_wire::SlotStatus::Skipped
+                )
+            })
     }
 
     /// Extents of the activity log from `from` on, rising.
@@ -436,17 +449,19 @@ impl Store {
     ) -> impl Iterator<Item = (ExtentNo, ChunkMask)> + '_ {
         let mut need = self.maps.get(MapId::NEED).iter_from(from).peekable();
         let mut limbo = self.maps.get(MapId::LIMBO).iter_from(from).peekable();
-        core::iter::from_fn(move || match (need.peek().copied(), limbo.peek().copied()) {
-            (Some(a), Some(b)) if a.0 == b.0 => {
-                need.next();
-                limbo.next();
-                Some((a.0, a.1 | b.1))
-            }
-            (Some(a), Some(b)) if a.0 < b.0 => need.next(),
-            (Some(_), None) => need.next(),
-            (_, Some(_)) => limbo.next(),
-            (None, None) => None,
-        })
+        core::iter::from_fn(
+            move || match (need.peek().copied(), limbo.peek().copied()) {
+                (Some(a), Some(b)) if a.0 == b.0 => {
+                    need.next();
+                    limbo.next();
+                    Some((a.0, a.1 | b.1))
+                }
+                (Some(a), Some(b)) if a.0 < b.0 => need.next(),
+                (Some(_), None) => need.next(),
+                (_, Some(_)) => limbo.next(),
+                (None, None) => None,
+            },
+        )
     }
 
     /// The last lease granted, also from before a restart (M14).
@@ -469,6 +484,11 @@ impl Store {
         self.running.live()
     }
 
+    /// Those of `members` that have a dirty map here.
+    pub(crate) fn peers(&self, members: MemberSet) -> MemberSet {
+        members.and(self.facts.voters).without(self.me())
+    }
+
     pub(crate) fn me(&self) -> MemberId {
         self.facts.member
     }
@@ -481,10 +501,18 @@ impl Store {
             return;
         }
         self.flush_wanted = false;
-        self.flushing = Some(Flushing { stamp: self.stamp, upto });
+        self.flushing = Some(Flushing {
+            stamp: self.stamp,
+            upto,
+        });
         self.stamp += 1;
         self.counters.data_flushes += 1;
-        out.op(Purpose::Flush.tag(0), DiskOp::Flush { role: FileRole::Data });
+        out.op(
+            Purpose::Flush.tag(0),
+            DiskOp::Flush {
+                role: FileRole::Data,
+            },
+        );
     }
 }
 

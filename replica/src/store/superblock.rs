@@ -127,7 +127,11 @@ pub enum SuperblockError {
 impl Superblock {
     /// Offset of the checkpoint area `slot`.
     pub fn checkpoint_offset(&self, slot: u8) -> u64 {
-        if slot == 0 { self.layout.checkpoint_x_offset } else { self.layout.checkpoint_y_offset }
+        if slot == 0 {
+            self.layout.checkpoint_x_offset
+        } else {
+            self.layout.checkpoint_y_offset
+        }
     }
 
     /// Writes it to a block of the arena.
@@ -186,9 +190,12 @@ impl Superblock {
             put(b, at, &v.to_le_bytes());
         }
         let g = &self.geometry;
-        for (at, v) in
-            [(592, g.ring_blocks), (596, g.al_slots), (600, g.al_batch), (604, g.window_slots)]
-        {
+        for (at, v) in [
+            (592, g.ring_blocks),
+            (596, g.al_slots),
+            (600, g.al_batch),
+            (604, g.window_slots),
+        ] {
             put(b, at, &v.to_le_bytes());
         }
         seal_block(data, block, CRC_AT);
@@ -284,7 +291,10 @@ fn decode_facts(b: &[u8]) -> Result<Facts, SuperblockError> {
         term: Term(u64_at(b, 72)),
         voted: uuid_at(b, 80),
         attach_epoch: u64_at(b, 144),
-        se: SyncEpoch { term: Term(u64_at(b, 96)), n: u32_at(b, 104) },
+        se: SyncEpoch {
+            term: Term(u64_at(b, 96)),
+            n: u32_at(b, 104),
+        },
         iss: MemberSet(u32_at(b, 108)),
         trk: MemberSet(u32_at(b, 112)),
         loss: u32_at(b, 116),

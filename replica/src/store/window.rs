@@ -109,7 +109,9 @@ pub(crate) struct Window {
 
 impl core::fmt::Debug for Window {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Window").field("header", &self.header).finish_non_exhaustive()
+        f.debug_struct("Window")
+            .field("header", &self.header)
+            .finish_non_exhaustive()
     }
 }
 
@@ -193,8 +195,8 @@ impl Window {
                 let at = window.place(idx);
                 window.words.store(at + 2, 0);
             }
-            let accepted =
-                slot.is_some_and(|s| matches!(s.status, SlotStatus::Accepted | SlotStatus::Skipped));
+            let accepted = slot
+                .is_some_and(|s| matches!(s.status, SlotStatus::Accepted | SlotStatus::Skipped));
             contiguous = contiguous && accepted;
             if contiguous {
                 window.header.upto = idx;
@@ -268,7 +270,11 @@ impl Window {
     fn slot_checked(&self, idx: Idx, data: &dyn Buffers) -> Option<Slot> {
         let slot = self.slot(idx)?;
         let at = self.place(idx);
-        let w = [self.words.load(at), self.words.load(at + 1), self.words.load(at + 2)];
+        let w = [
+            self.words.load(at),
+            self.words.load(at + 1),
+            self.words.load(at + 2),
+        ];
         let tail = self.words.load(at + 3);
         let sound = !slot.op.is_data() || slot.range.in_one_extent();
         (sound && tail >> 32 == u64::from(slot_crc(w, self.header.epoch, data))).then_some(slot)
@@ -291,7 +297,8 @@ impl Window {
         self.words.store(at + 2, 0);
         self.words.store(at, slot.idx.0);
         self.words.store(at + 1, place);
-        self.words.store(at + 3, u64::from(self.header.epoch) | u64::from(crc) << 32);
+        self.words
+            .store(at + 3, u64::from(self.header.epoch) | u64::from(crc) << 32);
         self.words.store(at + 2, status_word);
         self.max_idx = self.max_idx.max(slot.idx);
     }
@@ -299,18 +306,22 @@ impl Window {
     /// Changes the status of a slot in a single store.
     pub(crate) fn set_status(&mut self, idx: Idx, status: SlotStatus) {
         let at = self.place(idx);
-        debug_assert!(self.words.load(at) == idx.0, "slot of {idx:?} holds another entry");
+        debug_assert!(
+            self.words.load(at) == idx.0,
+            "slot of {idx:?} holds another entry"
+        );
         let word = self.words.load(at + 2);
-        self.words.store(at + 2, (word & !0xff) | u64::from(status.to_byte()));
+        self.words
+            .store(at + 2, (word & !0xff) | u64::from(status.to_byte()));
     }
 
     /// Moves upto over what is accepted.
     pub(crate) fn advance(&mut self) {
         loop {
             let next = self.header.upto.next();
-            let accepted = self.slot(next).is_some_and(|s| {
-                matches!(s.status, SlotStatus::Accepted | SlotStatus::Skipped)
-            });
+            let accepted = self
+                .slot(next)
+                .is_some_and(|s| matches!(s.status, SlotStatus::Accepted | SlotStatus::Skipped));
             if !accepted {
                 return;
             }
@@ -379,7 +390,11 @@ impl Window {
             0,
         ];
         w[15] = header_crc(&w, data);
-        let at = if h.generation.is_multiple_of(2) { 0 } else { HEADER_WORDS };
+        let at = if h.generation.is_multiple_of(2) {
+            0
+        } else {
+            HEADER_WORDS
+        };
         for (i, word) in w.iter().enumerate() {
             self.words.store(at + i, *word);
         }
