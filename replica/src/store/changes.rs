@@ -21,7 +21,7 @@ use trilith_wire::SlotStatus;
 
 const WAIT_OVERLAP: u8 = 1;
 const WAIT_LOG: u8 = 2;
-const WAIT_SPACE: u8 = 4;
+pub(crate) const WAIT_SPACE: u8 = 4;
 const NO_CHANGE: u32 = u32::MAX;
 
 /// Whose change it is.
@@ -33,14 +33,14 @@ pub(crate) enum Owner {
 
 /// A change that was admitted and has not ended.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Running1 {
+pub(crate) struct RunningChange {
     owner: Owner,
     range: BlockRange,
     change: Change,
     waits: u8,
     /// Device operations in flight.
     parts: u32,
-    error: Option<DiskError>,
+    pub(crate) error: Option<DiskError>,
     /// It failed: it holds its range until it is sent again (O1).
     failed: bool,
     /// Given up while it waited for log or space.
@@ -52,7 +52,7 @@ pub(crate) struct Running1 {
 /// The changes of a store, in a slab.
 #[derive(Debug)]
 pub(crate) struct Running {
-    slab: Vec<Option<Running1>>,
+    slab: Vec<Option<RunningChange>>,
     free: Vec<u32>,
     failed: usize,
     /// Change of each window slot.
@@ -82,11 +82,11 @@ impl Running {
         self.slab.len() - self.free.len()
     }
 
-    fn get(&mut self, number: u32) -> Option<&mut Running1> {
+    pub(crate) fn get(&mut self, number: u32) -> Option<&mut RunningChange> {
         self.slab.get_mut(at(number)).and_then(Option::as_mut)
     }
 
-    fn insert(&mut self, change: Running1) -> u32 {
+    fn insert(&mut self, change: RunningChange) -> u32 {
         match self.free.pop() {
             Some(number) => {
                 self.slab[at(number)] = Some(change);
@@ -99,7 +99,7 @@ impl Running {
         }
     }
 
-    fn remove(&mut self, number: u32) -> Option<Running1> {
+    fn remove(&mut self, number: u32) -> Option<RunningChange> {
         let gone = self.slab.get_mut(at(number)).and_then(Option::take)?;
         if gone.failed {
             self.failed -= 1;
@@ -340,7 +340,7 @@ impl Store {
         out: &mut StoreOut,
     ) {
         let extent = range.start.extent();
-        let number = self.running.insert(Running1 {
+        let number = self.running.insert(RunningChange {
             owner,
             range,
             change,
@@ -371,13 +371,13 @@ impl Store {
         self.run_ready(data, out);
     }
 
-    fn add_wait(&mut self, number: u32, wait: u8) {
+    pub(crate) fn add_wait(&mut self, number: u32, wait: u8) {
         if let Some(running) = self.running.get(number) {
             running.waits |= wait;
         }
     }
 
-    fn end_wait(&mut self, number: u32, wait: u8) {
+    pub(crate) fn end_wait(&mut self, number: u32, wait: u8) {
         if let Some(running) = self.running.get(number) {
             running.waits &= !wait;
         }
@@ -506,128 +506,10 @@ impl Store {
         self.run_ready(data, out);
     }
 
-    // Space.
-
-    /// M21: space is reserved at the first touch of an extent, and ahead of a sequential stream.
-    fn provision(&mut self, number: u32, range: BlockRange, change: Change, out: &mut StoreOut) {
-        if !self.params.allocate || !matches!(change, Change::Write(_)) {
-            return;
-        }
-        let extent = range.start.extent();
-        let mask = range.chunk_mask();
-        self.provision_ahead(extent, out);
-        if self.provisioned.mask(extent) & mask == mask {
-            return;
-        }
-        self.add_wait(number, WAIT_SPACE);
-        let waits = self.provision_waits.entry(extent).or_default();
-        waits.push(number);
-        if waits.len() == 1 {
-            self.free_extents = self.free_extents.saturating_sub(1);
-            self.counters.extents_allocated += 1;
-            let (offset, len) = self.extents_bytes(extent, 1);
-            let op = DiskOp::Allocate {
-                role: FileRole::Data,
-                offset,
-                len,
-            };
-            out.op(Purpose::Provision.tag(u64::from(extent.0)), op);
-        }
-    }
-
-    fn extents_bytes(&self, extent: ExtentNo, count: u32) -> (u64, u64) {
-        let end = ExtentNo(extent.0.saturating_add(count))
-            .byte_offset()
-            .min(self.facts.capacity);
-        let start = extent.byte_offset();
-        (
-            self.superblock.layout.data_offset + start,
-            end.saturating_sub(start),
-        )
-    }
-
-    /// When the extent before is in use and the next one is not reserved, reserves a run.
-    fn provision_ahead(&mut self, extent: ExtentNo, out: &mut StoreOut) {
-        let wanted = self.params.allocate_ahead;
-        let next = ExtentNo(extent.0 + 1);
-        let sequential = extent.0 > 0 && self.provisioned.mask(ExtentNo(extent.0 - 1)) != 0;
-        let extents = ExtentNo::count_for(self.facts.capacity);
-        if wanted == 0
-            || !sequential
-            || self.ahead.is_some()
-            || self.ahead_failed
-            || next.0 >= extents
-            || self.provisioned.mask(next) != 0
-        {
-            return;
-        }
-        let mut count = 0;
-        while count < wanted
-            && next.0 + count < extents
-            && u64::from(count) < self.free_extents
-            && self.provisioned.mask(ExtentNo(next.0 + count)) == 0
-        {
-            count += 1;
-        }
-        if count == 0 {
-            return;
-        }
-        self.free_extents -= u64::from(count);
-        self.counters.extents_allocated += u64::from(count);
-        self.ahead = Some((next, count));
-        let (offset, len) = self.extents_bytes(next, count);
-        out.op(
-            Purpose::Ahead.tag(0),
-            DiskOp::Allocate {
-                role: FileRole::Data,
-                offset,
-                len,
-            },
-        );
-    }
-
-    pub(crate) fn ahead_done(&mut self, result: Result<(), DiskError>) {
-        let Some((first, count)) = self.ahead.take() else {
-            return;
-        };
-        match result {
-            Ok(()) => {
-                for number in first.0..first.0 + count {
-                    self.provisioned.set_mask(ExtentNo(number), u64::MAX);
-                }
-            }
-            // Nobody waits for it; the next statvfs lets it be tried again.
-            Err(_) => self.ahead_failed = true,
-        }
-    }
-
-    pub(crate) fn provision_done(
-        &mut self,
-        number: u64,
-        result: Result<(), DiskError>,
-        data: &mut dyn Buffers,
-        out: &mut StoreOut,
-    ) {
-        let extent = ExtentNo(u32::try_from(number).unwrap_or(u32::MAX));
-        let Some(waiting) = self.provision_waits.remove(&extent) else {
-            return;
-        };
-        if result.is_ok() {
-            self.provisioned.set_mask(extent, u64::MAX);
-        }
-        for number in waiting {
-            if let (Err(error), Some(running)) = (result, self.running.get(number)) {
-                running.error = Some(error);
-            }
-            self.end_wait(number, WAIT_SPACE);
-        }
-        self.run_ready(data, out);
-    }
-
     // Device.
 
     /// Submits what nothing holds back, and ends what has nothing to do.
-    fn run_ready(&mut self, data: &mut dyn Buffers, out: &mut StoreOut) {
+    pub(crate) fn run_ready(&mut self, data: &mut dyn Buffers, out: &mut StoreOut) {
         while let Some(number) = self.running.ready.pop() {
             let Some(running) = self.running.get(number).copied() else {
                 continue;
@@ -646,7 +528,7 @@ impl Store {
     }
 
     /// Returns the number of operations submitted.
-    fn submit(&mut self, number: u32, running: &Running1, out: &mut StoreOut) -> u32 {
+    fn submit(&mut self, number: u32, running: &RunningChange, out: &mut StoreOut) -> u32 {
         let tag = Purpose::Change.tag(u64::from(number));
         let extent = running.range.start.extent();
         let mut parts = 0;
@@ -782,7 +664,7 @@ impl Store {
     fn fail_change(
         &mut self,
         number: u32,
-        running: &Running1,
+        running: &RunningChange,
         error: DiskError,
         data: &mut dyn Buffers,
         out: &mut StoreOut,
@@ -864,11 +746,12 @@ impl Store {
                 .skip_while(|k| *k != u64::from(number));
             for key in behind.skip(1) {
                 let other = u32::try_from(key).unwrap_or(NO_CHANGE);
-                if let Some(running) = self.running.get(other) {
-                    if running.waits & WAIT_OVERLAP != 0 && !running.cancelled {
-                        running.cancelled = true;
-                        given_up.push(other);
-                    }
+                let Some(running) = self.running.get(other) else {
+                    continue;
+                };
+                if running.waits & WAIT_OVERLAP != 0 && !running.cancelled {
+                    running.cancelled = true;
+                    given_up.push(other);
                 }
             }
         }

@@ -99,7 +99,7 @@ impl Store {
             return;
         }
         self.flushed = self.flushed.max(flushing.stamp);
-        if !self.flushes.first().is_some_and(|f| *f <= flushing.upto) {
+        if self.flushes.first().is_none_or(|f| *f > flushing.upto) {
             return;
         }
         if self.facts.is_complete() && !self.facts.tainted {

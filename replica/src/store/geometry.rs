@@ -48,7 +48,7 @@ impl Geometry {
 }
 
 /// True when `capacity` (bytes) is one that a volume can have.
-pub fn capacity_is_valid(capacity: u64) -> bool {
+pub(crate) fn capacity_is_valid(capacity: u64) -> bool {
     capacity > 0 && capacity <= VOLUME_BYTES_MAX && capacity.is_multiple_of(u64::from(BLOCK_BYTES))
 }
 

@@ -51,6 +51,7 @@ mod opening;
 mod reader;
 mod reads;
 mod record;
+mod space;
 mod state;
 mod superblock;
 mod window;
@@ -70,4 +71,8 @@ pub use state::Store;
 pub use superblock::{FORMAT_VERSION, Facts, Superblock, SuperblockError};
 
 #[cfg(test)]
+#[allow(
+    clippy::cast_possible_truncation,
+    reason = "the numbers of the tests are small"
+)]
 mod tests;

@@ -129,6 +129,10 @@ pub enum OpenStep {
 }
 
 #[derive(Debug)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one, and only while opening"
+)]
 enum Stage {
     Reading(Inspect),
     Words(Box<Image>, u64),

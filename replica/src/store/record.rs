@@ -2,19 +2,19 @@
 //! a compacted journal, so that there is one encoder and one replay. Masks are absolute values:
 //! replay over a fuzzy checkpoint is idempotent. Byte layout: `docs/format/disk.md`.
 
-use super::bytes::{block_crc, put, seal_block, u16_at, u32_at, u64_at, uuid_at};
-use super::limits::{MAPS, META_BLOCK_BYTES};
-use super::image::Image;
-use super::state::full_mask;
 use super::MapName;
+use super::bytes::{block_crc, put, seal_block, u16_at, u32_at, u64_at, uuid_at};
+use super::image::Image;
+use super::limits::{MAPS, META_BLOCK_BYTES};
+use super::state::full_mask;
 use trilith_block::{
     BufSlice, Buffers, ChunkMask, ExtentNo, Idx, MemberId, MemberSet, SyncEpoch, Term, Uuid,
 };
 
 /// First bytes of a journal block: "TRJB".
-pub const JOURNAL_MAGIC: u32 = u32::from_le_bytes(*b"TRJB");
+pub(crate) const JOURNAL_MAGIC: u32 = u32::from_le_bytes(*b"TRJB");
 /// First bytes of a checkpoint block: "TRCB".
-pub const CHECKPOINT_MAGIC: u32 = u32::from_le_bytes(*b"TRCB");
+pub(crate) const CHECKPOINT_MAGIC: u32 = u32::from_le_bytes(*b"TRCB");
 
 const CRC_AT: usize = 4;
 const RECORDS_AT: usize = 40;
@@ -157,8 +157,8 @@ impl BlockBuilder {
                 put(b, 24, &attach_epoch.to_le_bytes());
             }),
             Item::Se(r) => {
-                let aux =
-                    u8::from(r.untaint) * SE_UNTAINT | u8::from(r.need_dropped) * SE_NEED_DROPPED;
+                let aux = (u8::from(r.untaint) * SE_UNTAINT)
+                    | (u8::from(r.need_dropped) * SE_NEED_DROPPED);
                 self.fixed(bytes, TYPE_SE, aux, 32, |b| {
                     put(b, 0, &r.se.term.0.to_le_bytes());
                     for (at, v) in [(8, r.se.n), (12, r.iss.0), (16, r.trk.0), (20, r.loss)] {
@@ -354,8 +354,8 @@ fn replay_record(b: &[u8], image: &mut Image) -> Option<()> {
             };
             let map = base + usize::from(aux);
             enough(count.checked_mul(12)?)?;
-            let known = map < 3
-                || MemberId::new(map - 3).is_some_and(|m| image.facts.voters.contains(m));
+            let known =
+                map < 3 || MemberId::new(map - 3).is_some_and(|m| image.facts.voters.contains(m));
             if !known {
                 return None;
             }

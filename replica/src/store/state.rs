@@ -19,8 +19,8 @@ use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use trilith_block::limits::EXTENT_CHUNKS;
 use trilith_block::{
-    BlockRange, BufSlice, Buffers, ChunkMap, ChunkMask, ExtentNo, Idx, MemberId, MemberSet, Overlap, Term,
-    Uuid,
+    BlockRange, BufSlice, Buffers, ChunkMap, ChunkMask, ExtentNo, Idx, MemberId, MemberSet,
+    Overlap, Term, Uuid,
 };
 use trilith_wire::WindowRecord;
 

@@ -9,7 +9,7 @@ use trilith_block::limits::{BLOCK_SHIFT, CHUNK_SHIFT, EXTENT_SHIFT, MEMBERS_MAX}
 use trilith_block::{BufSlice, Buffers, Idx, MemberId, MemberSet, SyncEpoch, Term, Uuid};
 
 /// First bytes of a superblock: "TRILITH\0".
-pub const SUPERBLOCK_MAGIC: u64 = u64::from_le_bytes(*b"TRILITH\0");
+pub(crate) const SUPERBLOCK_MAGIC: u64 = u64::from_le_bytes(*b"TRILITH\0");
 /// Format that this build writes, and the only one that it reads.
 pub const FORMAT_VERSION: u32 = 1;
 
@@ -146,10 +146,10 @@ impl Superblock {
         put(b, 40, &f.replica.0);
         b[56] = member_byte(f.member);
         b[57] = 1;
-        let flags = u16::from(f.tainted) * FLAG_TAINTED
-            | u16::from(f.volatile_cache) * FLAG_VOLATILE_CACHE
-            | u16::from(f.sealed) * FLAG_SEALED
-            | u16::from(f.flush_failed) * FLAG_FLUSH_FAILED;
+        let flags = (u16::from(f.tainted) * FLAG_TAINTED)
+            | (u16::from(f.volatile_cache) * FLAG_VOLATILE_CACHE)
+            | (u16::from(f.sealed) * FLAG_SEALED)
+            | (u16::from(f.flush_failed) * FLAG_FLUSH_FAILED);
         put(b, 58, &flags.to_le_bytes());
         for (at, shift) in [(60, BLOCK_SHIFT), (61, CHUNK_SHIFT), (62, EXTENT_SHIFT)] {
             b[at] = u8::try_from(shift).unwrap_or(0);

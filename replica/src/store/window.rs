@@ -368,9 +368,9 @@ impl Window {
         let [boot_a, boot_b] = uuid_words(h.owner.boot);
         let [replica_a, replica_b] = uuid_words(h.owner.replica);
         let [lease_a, lease_b] = uuid_words(h.lease.engine);
-        let flags = u64::from(h.tainted) * FLAG_TAINTED
-            | u64::from(h.flush_failed) * FLAG_FLUSH_FAILED
-            | u64::from(h.epoch) << 32;
+        let flags = (u64::from(h.tainted) * FLAG_TAINTED)
+            | (u64::from(h.flush_failed) * FLAG_FLUSH_FAILED)
+            | (u64::from(h.epoch) << 32);
         let mut w = [
             HEADER_MAGIC,
             h.generation,

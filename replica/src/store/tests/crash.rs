@@ -172,7 +172,7 @@ impl Model {
 
 /// One random call.
 fn act(world: &mut World, model: &mut Model, random: &mut Random) {
-    let room = model.next + 1 <= world.store.tidx().0 + 4;
+    let room = model.next < world.store.tidx().0 + 4;
     match random.below(16) {
         0..=6 if room => {
             model.next += 1;

@@ -4,14 +4,18 @@ use super::disk::TestDisk;
 use super::record::{BlockBuilder, BlockHead, Item, JOURNAL_MAGIC, MapId, SeRecord, decode_head};
 use super::world::{World, formatted, image, open};
 use super::*;
-use std::string::String;
 use std::format;
+use std::string::String;
 use trilith_block::{ChunkMap, Idx, SyncEpoch, Term};
 
 /// Rows of 16 bytes with their offset, zero rows left out.
 fn dump(bytes: &[u8]) -> String {
     let mut text = String::new();
-    for (n, row) in bytes.chunks(16).enumerate().filter(|(_, row)| row.iter().any(|b| *b != 0)) {
+    for (n, row) in bytes
+        .chunks(16)
+        .enumerate()
+        .filter(|(_, row)| row.iter().any(|b| *b != 0))
+    {
         let hex: Vec<_> = row.iter().map(|b| format!("{b:02x}")).collect();
         text += &format!("{:04x}: {}\n", n * 16, hex.join(" "));
     }
@@ -29,7 +33,10 @@ fn facts() -> Facts {
         term: Term(5),
         voted: id(3),
         attach_epoch: 6,
-        se: SyncEpoch { term: Term(4), n: 2 },
+        se: SyncEpoch {
+            term: Term(4),
+            n: 2,
+        },
         iss: MemberSet(3),
         trk: MemberSet(7),
         loss: 1,
@@ -60,10 +67,20 @@ fn journal_block(buffers: &mut TestBuffers) -> BufSlice {
     let block = buffers.alloc(4096).unwrap();
     let mut builder = BlockBuilder::new(buffers.bytes_mut(block));
     let items = [
-        (Item::Term { term: Term(5), engine: id(3), attach_epoch: 6 }, 0),
+        (
+            Item::Term {
+                term: Term(5),
+                engine: id(3),
+                attach_epoch: 6,
+            },
+            0,
+        ),
         (
             Item::Se(SeRecord {
-                se: SyncEpoch { term: Term(5), n: 1 },
+                se: SyncEpoch {
+                    term: Term(5),
+                    n: 1,
+                },
                 iss: MemberSet(3),
                 trk: MemberSet(7),
                 loss: 2,
@@ -99,7 +116,10 @@ fn journal_block(buffers: &mut TestBuffers) -> BufSlice {
         w: Idx(72),
     };
     builder.finish(buffers, block, &head);
-    assert_eq!(decode_head(buffers, buffers.bytes(block), JOURNAL_MAGIC), Some(head));
+    assert_eq!(
+        decode_head(buffers, buffers.bytes(block), JOURNAL_MAGIC),
+        Some(head)
+    );
     block
 }
 
@@ -109,7 +129,10 @@ fn superblock_is_byte_for_byte_as_documented() {
     let block = buffers.alloc(4096).unwrap();
     superblock().encode(&mut buffers, block);
     let bytes = buffers.bytes(block);
-    assert_eq!(dump(bytes), include_str!("../../../tests/golden/superblock.hex"));
+    assert_eq!(
+        dump(bytes),
+        include_str!("../../../tests/golden/superblock.hex")
+    );
     assert_eq!(Superblock::decode(&buffers, bytes), Ok(superblock()));
 }
 
@@ -118,7 +141,10 @@ fn journal_block_is_byte_for_byte_as_documented_and_replays() {
     let mut buffers = TestBuffers::default();
     let block = journal_block(&mut buffers);
     let bytes = buffers.bytes(block);
-    assert_eq!(dump(bytes), include_str!("../../../tests/golden/journal_block.hex"));
+    assert_eq!(
+        dump(bytes),
+        include_str!("../../../tests/golden/journal_block.hex")
+    );
     let mut image = super::image::Image::new(superblock(), 0);
     assert!(record::replay(bytes, &mut image).is_some());
     assert_eq!(image.facts.w, Idx(99));
@@ -126,7 +152,10 @@ fn journal_block_is_byte_for_byte_as_documented_and_replays() {
     assert!(image.facts.tainted && image.facts.flush_failed && image.facts.sealed);
     assert_eq!(image.map(MapName::Dirty(member(2))).mask(ExtentNo(5)), 7);
     assert_eq!(image.map(MapName::Need).mask(ExtentNo(1)), 0xf0);
-    assert_eq!(image.activity_log.iter().map(|e| e.0).collect::<Vec<_>>(), [7, 8, 9]);
+    assert_eq!(
+        image.activity_log.iter().map(|e| e.0).collect::<Vec<_>>(),
+        [7, 8, 9]
+    );
 }
 
 #[test]
@@ -134,11 +163,20 @@ fn window_words_are_as_documented() {
     let mut world = World::new();
     world.write_skip(1, range(5, 2), 1, MemberSet::of(member(2)));
     world.run();
-    world.store.set_lease(LeaseGrant { until: trilith_block::Monotonic(77), engine: id(4) });
+    world.store.set_lease(LeaseGrant {
+        until: trilith_block::Monotonic(77),
+        engine: id(4),
+    });
     world.settle();
     let memory = world.words.memory.borrow();
-    let bytes: Vec<u8> = memory[..32 + 16].iter().flat_map(|w| w.to_le_bytes()).collect();
-    assert_eq!(dump(&bytes), include_str!("../../../tests/golden/window.hex"));
+    let bytes: Vec<u8> = memory[..32 + 16]
+        .iter()
+        .flat_map(|w| w.to_le_bytes())
+        .collect();
+    assert_eq!(
+        dump(&bytes),
+        include_str!("../../../tests/golden/window.hex")
+    );
 }
 
 /// A volume with something in every structure, and its image.
@@ -193,12 +231,18 @@ fn a_flipped_bit_in_any_structure_is_found_or_harmless() {
                 let opened = open(flipped, &TestWords::new(), id(9)).unwrap();
                 assert!(opened.opened.maps_lost && opened.store.facts().tainted);
                 assert_eq!(opened.store.facts().term, sound.facts.term);
-                assert_eq!(opened.store.map(MapName::Need).extent_count(), EXTENTS as usize);
+                assert_eq!(
+                    opened.store.map(MapName::Need).extent_count(),
+                    EXTENTS as usize
+                );
                 checked[1] += 1;
             }
             2 => {
                 let place = random.below(8);
-                flipped.flip(sb.layout.journal_offset + place * 4096 + random.below(4096), bit);
+                flipped.flip(
+                    sb.layout.journal_offset + place * 4096 + random.below(4096),
+                    bit,
+                );
                 match image(flipped) {
                     Err(OpenError::JournalLost { .. }) => checked[2] += 1,
                     Err(error) => panic!("{error:?}"),
@@ -227,7 +271,10 @@ fn an_older_superblock_over_a_newer_life_is_refused() {
         mixed.set_meta_block(offset, &first.meta_block(offset));
     }
     let found = image(mixed).err();
-    assert!(matches!(found, Some(OpenError::JournalNewer { .. })), "{found:?}");
+    assert!(
+        matches!(found, Some(OpenError::JournalNewer { .. })),
+        "{found:?}"
+    );
 }
 
 #[test]
@@ -241,9 +288,10 @@ fn an_unformatted_disk_is_named_as_such() {
 fn fuzz_blocks(bytes: &[u8]) {
     let mut buffers = TestBuffers::default();
     let block = buffers.alloc(4096).unwrap();
-    for (magic, crc_at) in
-        [(u64::to_le_bytes(superblock::SUPERBLOCK_MAGIC), 12), (*b"TRJB\0\0\0\0", 4)]
-    {
+    for (magic, crc_at) in [
+        (u64::to_le_bytes(superblock::SUPERBLOCK_MAGIC), 12),
+        (*b"TRJB\0\0\0\0", 4),
+    ] {
         let target = buffers.bytes_mut(block);
         target.fill(0);
         let len = bytes.len().min(4096);
@@ -314,7 +362,9 @@ fn arbitrary_blocks_and_volumes_never_panic() {
     }
     let sound = busy();
     for _ in 0..300 {
-        let edits: Vec<u8> = (0..8 * (1 + random.below(3))).map(|_| random.next() as u8).collect();
+        let edits: Vec<u8> = (0..8 * (1 + random.below(3)))
+            .map(|_| random.next() as u8)
+            .collect();
         fuzz_open(&sound, &edits);
     }
 }
@@ -326,7 +376,10 @@ fn layouts_have_room_for_the_worst_checkpoint() {
         assert!(layout.is_sound(&Geometry::DEFAULT), "{layout:?}");
     }
     assert!(Geometry::DEFAULT.is_valid() && Geometry::TINY.is_valid() && SMALL.is_valid());
-    let small = Geometry { al_slots: 4, ..SMALL };
+    let small = Geometry {
+        al_slots: 4,
+        ..SMALL
+    };
     assert!(!small.is_valid(), "M1");
 }
 
@@ -347,5 +400,8 @@ fn a_volume_whose_every_chunk_is_in_every_map_checkpoints() {
         disk = world.disk.after_power_loss(&[], &[]);
     }
     let world = open(disk, &TestWords::new(), id(9)).unwrap();
-    assert_eq!(world.store.map(MapName::Need).chunk_count(), (EXTENTS - 1) * 64 + 3);
+    assert_eq!(
+        world.store.map(MapName::Need).chunk_count(),
+        (EXTENTS - 1) * 64 + 3
+    );
 }
