@@ -77,12 +77,13 @@ pub(crate) struct ReadOp {
     /// A session receives into `dest`, or has.
     claimed: bool,
     flights: [Option<(u64, MemberId)>; 2],
-    hedged: bool,
     hedge_at: Monotonic,
     /// Members whose device or bytes were bad.
     bad: MemberSet,
     /// Members that refuse for now.
     refused: MemberSet,
+    /// Members that have not answered for a while.
+    slow: MemberSet,
     /// Entries up to it were there before the read was sent first.
     floor: Option<Idx>,
     /// The entry it waits for, when it waits for one.
@@ -152,7 +153,7 @@ impl Engine {
             dest: None,
             claimed: false,
             flights: [None; 2],
-            hedged: false,
+            slow: MemberSet::EMPTY,
             hedge_at: Monotonic(0),
             bad: MemberSet::EMPTY,
             refused: MemberSet::EMPTY,
@@ -260,14 +261,17 @@ impl Engine {
             let Some(read) = self.reads.get_mut(key) else {
                 continue;
             };
-            let Some((_, first)) = read.flights[0] else {
+            let Some((rid, first)) = read.flights[0] else {
                 continue;
             };
-            if read.hedged || read.stage != Stage::Asked || read.flights[1].is_some() {
+            if read.stage != Stage::Asked {
                 continue;
             }
-            read.hedged = true;
-            let tried = read.bad.or(read.refused).with(first);
+            // Whoever is slow is not asked again for this read.
+            let second = read.flights[1].map(|(_, member)| member);
+            read.slow = read.slow.with(first);
+            let tried = read.bad.or(read.refused).or(read.slow);
+            let tried = second.map_or(tried, |member| tried.with(member));
             let (range, floor) = (read.range, read.floor);
             let holders = match (self.stream.uncommitted(range), floor) {
                 (Some(_), Some(floor)) => self
@@ -277,8 +281,19 @@ impl Engine {
                 (None, _) => self.holders(range),
             };
             if let Some(member) = self.best_of(holders.minus(tried)) {
+                if second.is_some() {
+                    self.end_flight(rid);
+                }
                 self.counters.hedges += 1;
                 self.ask(key, member, cx);
+                // Both are slow: the next one takes the place of the first after a longer while.
+                let at = cx
+                    .now
+                    .after((self.hedge_delay * 4).max(self.cfg.timing.hedge_max));
+                if let Some(read) = self.reads.get_mut(key) {
+                    read.hedge_at = at;
+                }
+                self.hedges.insert((at, key));
             }
         }
     }
@@ -598,7 +613,7 @@ impl Engine {
         };
         let (hedge_at, flights) = (read.hedge_at, read.flights);
         read.stage = Stage::Start;
-        read.hedged = false;
+        read.slow = MemberSet::EMPTY;
         read.source = None;
         if read.claimed {
             // A session may still be receiving into it.

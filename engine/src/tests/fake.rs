@@ -605,7 +605,17 @@ impl Fake {
 
     /// Acks one of the entries that wait for it.
     pub(crate) fn ack_one(&mut self, at: usize, out: &mut Out<'_>) {
-        let (_, idx) = self.pending.remove(at);
+        let (conn, idx) = self.pending.remove(at);
+        // O1: an entry is done only after all earlier ones that it overlaps.
+        let range = self.slots.get(&idx).map(|slot| slot.range);
+        let blocked = self
+            .slots
+            .range(..idx)
+            .any(|(_, slot)| !slot.acked && range.is_some_and(|range| range.overlaps(slot.range)));
+        if blocked {
+            self.pending.push((conn, idx));
+            return;
+        }
         if let Some(slot) = self.slots.get_mut(&idx) {
             slot.acked = true;
         }

@@ -45,12 +45,12 @@ impl Model {
         }
     }
 
-    fn check(&self, at: u64, found: &[u8]) {
+    fn check(&self, seed: u8, at: u64, found: &[u8]) {
         for (byte, found) in (at..).zip(found) {
             let allowed = &self.bytes[usize::try_from(byte).unwrap()];
             assert!(
                 allowed.contains(found),
-                "byte {byte}: found {found}, allowed {allowed:?}"
+                "seed {seed}: byte {byte}: found {found}, allowed {allowed:?}"
             );
         }
     }
@@ -91,7 +91,7 @@ fn run(seed: u8, faults: bool) {
                 let len = 1 + rng.next() % (SPACE - at);
                 if model.writes.is_empty() {
                     let found = w.bytes(BASE + at, len);
-                    model.check(at, &found);
+                    model.check(seed, at, &found);
                 }
             }
             4 if faults => match absent.take() {
@@ -136,7 +136,7 @@ fn run(seed: u8, faults: bool) {
         model.complete(tag);
     }
     let found = w.bytes(BASE, SPACE);
-    model.check(0, &found);
+    model.check(seed, 0, &found);
     w.wait_mode(Mode::Healthy);
     w.run(5_000);
     let range = trilith_block::BlockRange::new(trilith_block::Lba(0), trilith_block::Blocks(1100));
