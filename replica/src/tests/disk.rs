@@ -77,8 +77,7 @@ impl Disk {
                 }
                 self.writes += u64::from(role == FileRole::Data);
                 let file = self.file(role);
-                for (at, source) in (offset / BLOCK..).zip(arena.bytes(buf).chunks(BLOCK_LEN))
-                {
+                for (at, source) in (offset / BLOCK..).zip(arena.bytes(buf).chunks(BLOCK_LEN)) {
                     file.cached.remove(&at);
                     let target = if dsync {
                         &mut file.durable

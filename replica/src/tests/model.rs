@@ -281,7 +281,10 @@ fn overthrow(seed: u64) {
         let at = usize::try_from(world.random.below(len)).unwrap();
         world.rig.complete(at);
     };
-    assert!(world.rig.data_writes().is_empty(), "a write is in flight after PROMISE");
+    assert!(
+        world.rig.data_writes().is_empty(),
+        "a write is in flight after PROMISE"
+    );
     let before = world.rig.trace.len();
     for _ in 0..5 {
         world.issue();
@@ -301,7 +304,10 @@ fn overthrow(seed: u64) {
         assert!(!(change && role == FileRole::Data), "{op:?} after PROMISE");
     }
     let now = world.rig.state();
-    assert_eq!((now.upto, now.max_idx, now.se), (state.upto, state.max_idx, state.se));
+    assert_eq!(
+        (now.upto, now.max_idx, now.se),
+        (state.upto, state.max_idx, state.se)
+    );
     assert!(state.upto.0 >= world.upto, "an ack was taken back");
     world.rig.stop();
 }
