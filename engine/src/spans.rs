@@ -88,6 +88,8 @@ mod tests {
     fn the_newest_entry_of_each_block_is_found_like_in_an_array() {
         let mut rng = crate::rng::Rng::new(&[7; 32]);
         let mut pick = |n: u64| rng.next() % n;
+        let index = |lba: Lba| usize::try_from(lba.0).unwrap();
+        let at = |run: BlockRange| index(run.start)..index(run.end());
         let mut spans = Spans::default();
         let mut model = vec![None; 64];
         let mut live: Vec<(BlockRange, Idx)> = Vec::new();
@@ -97,11 +99,11 @@ mod tests {
                 let count = u32::try_from(1 + pick(64 - start)).unwrap();
                 let range = BlockRange::new(Lba(start), Blocks(count));
                 spans.insert(range, Idx(step));
-                model[start as usize..range.end().0 as usize].fill(Some(Idx(step)));
+                model[at(range)].fill(Some(Idx(step)));
                 live.push((range, Idx(step)));
             } else {
-                let at = usize::try_from(pick(live.len() as u64)).unwrap();
-                let (range, idx) = live.remove(at);
+                let which = usize::try_from(pick(live.len() as u64)).unwrap();
+                let (range, idx) = live.remove(which);
                 spans.remove(range, idx);
                 for block in &mut model {
                     if *block == Some(idx) {
@@ -111,7 +113,7 @@ mod tests {
             }
             let mut found = vec![None; 64];
             for (run, idx) in spans.overlapping(BlockRange::new(Lba(0), Blocks(64))) {
-                found[run.start.0 as usize..run.end().0 as usize].fill(Some(idx));
+                found[at(run)].fill(Some(idx));
             }
             assert_eq!(found, model, "after step {step}");
         }

@@ -177,7 +177,7 @@ impl Fake {
     pub(crate) fn state(&self, now: u64) -> ReplicaState {
         let left = self.lease_until.saturating_sub(now) / 1_000_000;
         ReplicaState {
-            replica: Uuid([0x10 + self.member.index() as u8; 16]),
+            replica: Uuid([0x10 + u8::try_from(self.member.index()).unwrap(); 16]),
             boot: Uuid([9; 16]),
             voted_engine: self.voted,
             leader: if left > 0 { self.leader } else { Uuid::NONE },
@@ -292,7 +292,7 @@ impl Fake {
             replica_nonce: [8; 32],
             volume: hello.volume,
             engine: hello.engine,
-            replica: Uuid([0x10 + self.member.index() as u8; 16]),
+            replica: Uuid([0x10 + u8::try_from(self.member.index()).unwrap(); 16]),
             protocol: 1,
         };
         let proof = auth::proof(&SECRET, Role::Replica, &binding);

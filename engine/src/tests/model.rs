@@ -76,7 +76,7 @@ fn run(seed: u8, faults: bool) {
                 let len = 1 + rng.next() % (SPACE - at).min(9000);
                 value = value % 250 + 1;
                 let range = ByteRange::new(BASE + at, len);
-                let (op, value) = if rng.next() % 5 == 0 {
+                let (op, value) = if rng.next().is_multiple_of(5) {
                     (Op::Discard, 0)
                 } else {
                     (Op::Write, value)
@@ -110,7 +110,7 @@ fn run(seed: u8, faults: bool) {
                 }
             }
         }
-        w.run(if faults && rng.next() % 40 == 0 {
+        w.run(if faults && rng.next().is_multiple_of(40) {
             4_000
         } else {
             1

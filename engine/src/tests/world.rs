@@ -237,11 +237,11 @@ impl World {
                     self.feed(conn);
                 }
             }
-            Ev::ToReplica(conn, (head, payload)) => self.to_replica(conn, &head, &payload),
+            Ev::ToReplica(conn, (head, payload)) => self.deliver(conn, &head, &payload),
         }
     }
 
-    fn to_replica(&mut self, conn: u64, head: &[u8], payload: &[u8]) {
+    fn deliver(&mut self, conn: u64, head: &[u8], payload: &[u8]) {
         let Some((at, _)) = self.conns.get(&conn) else {
             return;
         };
