@@ -53,7 +53,7 @@ pub(crate) struct SetupProblem(anyhow::Error);
 
 impl std::fmt::Display for SetupProblem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:#}", self.0)
+        f.write_str(&sentence(&self.0))
     }
 }
 
@@ -67,6 +67,23 @@ pub(crate) fn setup(error: impl Into<anyhow::Error>) -> anyhow::Error {
     } else {
         anyhow::Error::new(SetupProblem(error))
     }
+}
+
+/// An error with its causes, in one line. Some errors tell their cause themselves; it is not told
+/// twice.
+pub(crate) fn sentence(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let part = cause.to_string();
+        if text.ends_with(&part) {
+            continue;
+        }
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(&part);
+    }
+    text
 }
 
 /// The status for an error.
@@ -90,6 +107,16 @@ mod tests {
         }
         assert_eq!(Exit::of(None), Exit::Failed, "killed by a signal");
         assert_eq!(Exit::of(Some(101)), Exit::Failed);
+    }
+
+    #[test]
+    fn cause_that_an_error_tells_itself_is_not_told_twice() {
+        let cause = std::io::Error::from(std::io::ErrorKind::AddrInUse);
+        let text = format!("listen on x: {cause}");
+        let error = anyhow::Error::new(cause)
+            .context(text.clone())
+            .context("start engine");
+        assert_eq!(sentence(&error), format!("start engine: {text}"));
     }
 
     #[test]

@@ -44,7 +44,7 @@ fn main() -> ExitCode {
     {
         Ok(exit) => exit.into(),
         Err(error) => {
-            output::error_line(&format!("trilith: {error:#}"));
+            output::error_line(&format!("trilith: {}", exit::sentence(&error)));
             exit::of_error(&error).into()
         }
     }

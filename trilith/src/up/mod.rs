@@ -103,7 +103,8 @@ fn enter(dir: &Path) -> anyhow::Result<std::fs::File> {
         );
     }
     let taken = format!("another `trilith up` runs in {}", dir.display());
-    let lock = process::lock_file(Path::new(layout::LOCK), &taken)?;
+    let path = std::env::current_dir()?.join(layout::LOCK);
+    let lock = process::lock_file(&path, &taken)?;
     make(Path::new(layout::RUN))?;
     Ok(lock)
 }

@@ -96,6 +96,7 @@ fn check(args: &EngineArgs) -> anyhow::Result<Config> {
     };
     let secret = process::secret(&args.secret_file)?;
     let mut config = EngineConfig::new(engine, args.volume, secret, set, process::entropy()?);
+    config.cfg_gen = CONFIGURATION;
     config.supersedes = args.supersedes.unwrap_or(Uuid::NONE);
     config.local = local;
     config.capacity_bytes = args.size;
@@ -104,7 +105,6 @@ fn check(args: &EngineArgs) -> anyhow::Result<Config> {
         None => crate::host::probe::highest_attach_epoch(&config, &args.replicas)? + 1,
     };
     config.loss_bound = args.loss;
-    config.cfg_gen = CONFIGURATION;
     config.validate()?;
     Ok(Config {
         engine: config,
