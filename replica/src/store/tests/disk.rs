@@ -231,7 +231,7 @@ pub(super) fn fates(count: usize, few: usize, random: &mut Random) -> Vec<Vec<bo
             .collect();
     }
     let mut all = vec![vec![false; count], vec![true; count]];
-    for _ in 0..4 {
+    for _ in 0..2 {
         let prefix = random.below(count as u64) as usize;
         all.push((0..count).map(|n| n < prefix).collect());
         let missing = random.below(count as u64) as usize;
