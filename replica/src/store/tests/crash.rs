@@ -434,6 +434,8 @@ fn an_open_cut_twice_always_finds_a_superblock_whose_checkpoint_is_whole() {
     world.write(1, range(0, 1), 1);
     world.store.vote(Token(1), Term(5), id(3), 0).unwrap();
     world.run();
+    // A checkpoint with something in it, so that an overwritten one shows.
+    world = world.restart();
     let mut first = Vec::new();
     let start = world.disk.after_power_loss(&[], &[]);
     open_watched(start, &TestWords::new(), id(9), |disk, _| {
