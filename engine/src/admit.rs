@@ -414,7 +414,13 @@ impl Engine {
     /// write completed before it was submitted: those have lower places.
     pub(crate) fn issue_flushes(&mut self, cx: &mut Cx<'_>) {
         let wanted = !self.flush_wait.is_empty() || self.copies_want_flush();
-        if !wanted || !self.can_issue() || self.flush_out.len() >= self.cfg.sizes.flushes_max {
+        // One place beyond the window, so that a stream of writes cannot starve a flush.
+        let room = self.stream.len() <= self.cfg.sizes.window_entries;
+        if !wanted
+            || !room
+            || !self.can_issue()
+            || self.flush_out.len() >= self.cfg.sizes.flushes_max
+        {
             return;
         }
         let nothing = BlockRange::new(Lba(0), Blocks(0));

@@ -56,8 +56,9 @@ pub enum Action {
         /// What follows it.
         payload: Option<BufSlice>,
     },
-    /// Close the connection now; what has not been sent is dropped. `Closed` follows. Until then
-    /// a payload may still be arriving.
+    /// Close the connection. What was sent on it before may still leave, for a second at most (a
+    /// last STEPDOWN gives the lease up; without it the next engine waits). `Closed` follows. Until
+    /// then a payload may still be arriving.
     Close {
         /// Which one.
         conn: ConnId,

@@ -365,6 +365,7 @@ impl Engine {
                     self.peers[at].survey = Some(Survey {
                         promise,
                         step: usize::MAX,
+                        from: 0,
                         done: true,
                     });
                 }

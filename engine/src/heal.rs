@@ -81,9 +81,20 @@ impl Engine {
     pub(crate) fn heal_in_place(&mut self, member: MemberId, cx: &mut Cx<'_>) {
         let at = member.index();
         let peer = &self.peers[at];
+        if peer.is_ours() && peer.survey.is_none() && peer.map_owner.is_none() {
+            // Lost while the term was opened, and back.
+            return self.start_survey(member, cx);
+        }
         let surveyed = peer.survey.as_ref().is_some_and(|s| s.done);
         let source = !self.counted_here().is_empty();
-        if self.rebuilds[at].is_some() || !peer.is_ours() || !surveyed || !source || peer.broken {
+        let tried = peer.heals >= crate::limits::HEALS_MAX;
+        if tried
+            || self.rebuilds[at].is_some()
+            || !peer.is_ours()
+            || !surveyed
+            || !source
+            || peer.broken
+        {
             return;
         }
         self.mark_window(member);
@@ -108,7 +119,8 @@ impl Engine {
             && self.sync.iss.minus(self.sync.counted).iter().any(|m| {
                 let peer = &self.peers[m.index()];
                 let joining = matches!(peer.standing, Standing::Joining { .. });
-                peer.is_ours() && !peer.broken && (joining || !peer.fed)
+                let tried = peer.heals >= crate::limits::HEALS_MAX;
+                peer.is_ours() && !peer.broken && (joining || (!peer.fed && !tried))
             })
     }
 
@@ -155,6 +167,7 @@ impl Engine {
         let last = self.last_idx();
         let sources = self.counted_here();
         if sources.iter().all(|m| self.peers[m.index()].upto == last) {
+            self.peers[member.index()].heals += 1;
             self.join(member, cx);
         }
     }

@@ -89,6 +89,9 @@ pub const STUCK: Duration = Duration::from_secs(1);
 pub const REWRITES_PARTS_MAX: usize = 64;
 /// Time after which a read that no replica could take is tried again.
 pub const READ_RETRY: Duration = Duration::from_millis(50);
+/// Joins of one member after healing in place, in one term. When they all fail, a new term merges
+/// what there is.
+pub const HEALS_MAX: u32 = 3;
 /// Time that a member rests after a demotion for lag or a failing device; doubles.
 pub const REST_MIN: Duration = Duration::from_secs(1);
 /// Longest such time. A member that was in sync this long starts from the shortest again.

@@ -81,6 +81,8 @@ pub(crate) struct Survey {
     pub(crate) promise: Promise,
     /// Which map is being fetched.
     pub(crate) step: usize,
+    /// Where the piece that was asked for starts.
+    pub(crate) from: u64,
     /// All of it is here.
     pub(crate) done: bool,
 }
@@ -157,6 +159,8 @@ pub(crate) struct Peer {
     /// Its device failed or refused an entry: it does not count and is to be demoted.
     pub(crate) broken: bool,
     pub(crate) sealed: Option<bool>,
+    /// Joins after healing in place in this term.
+    pub(crate) heals: u32,
     /// Not tracked again before this time, after it was too slow or its device failed.
     pub(crate) rest_until: Monotonic,
     pub(crate) rest: Duration,
@@ -210,6 +214,7 @@ impl Peer {
             vote_sent: false,
             broken: false,
             sealed: None,
+            heals: 0,
             rest_until: Monotonic(0),
             rest: crate::limits::REST_MIN,
             joined_at: Monotonic(0),
@@ -252,5 +257,6 @@ impl Peer {
         self.echo = Monotonic(0);
         self.broken = false;
         self.sealed = None;
+        self.heals = 0;
     }
 }

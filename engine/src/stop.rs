@@ -56,10 +56,12 @@ impl Engine {
         if !self.open || late {
             return self.end_stop(&stop, false, cx);
         }
+        // A member being rebuilt is not waited for: what it lacks is on record.
+        self.stop_rebuilds();
         let Some(asked) = stop.asked else {
             // Every request has ended and every entry is at every tracked member.
             let drained = self.ops.is_empty() && self.parts.is_empty() && self.stream.len() == 0;
-            if drained && self.copies_idle() {
+            if drained {
                 self.stop_drained(stop, cx);
             }
             return;
@@ -74,19 +76,10 @@ impl Engine {
         }
     }
 
-    fn copies_idle(&self) -> bool {
-        self.rebuilds
-            .iter()
-            .flatten()
-            .all(|r| !r.rebuild.is_copying())
-            || self.stop.is_some_and(|s| s.until <= self.now)
-    }
-
     fn stop_drained(&mut self, stop: Stop, cx: &mut Cx<'_>) {
         if stop.step_down {
             return self.end_stop(&stop, false, cx);
         }
-        self.stop_rebuilds();
         let asked = self.counted_here();
         self.stop = Some(Stop {
             asked: Some(asked),

@@ -16,6 +16,7 @@ impl Engine {
         peer.survey = Some(Survey {
             promise,
             step: 0,
+            from: 0,
             done: false,
         });
         self.survey_next(member, 0, cx);
@@ -56,6 +57,9 @@ impl Engine {
             MemberId::new(0)
         };
         let Some(of) = of else { return };
+        if let Some(survey) = self.peers[member.index()].survey.as_mut() {
+            survey.from = from;
+        }
         self.peers[member.index()].map_owner = Some(MapOwner::Survey);
         let ask = Message::GetMap {
             term: self.term,
@@ -100,6 +104,7 @@ impl Engine {
         let Some(survey) = self.peers[member.index()].survey.as_mut() else {
             return;
         };
+        let from = survey.from;
         let promise = &mut survey.promise;
         let whose = map != MapKind::Dirty || of == piece.of;
         let sound = map == piece.map
@@ -120,7 +125,8 @@ impl Engine {
                 MapKind::Dirty => add_records(promise.dirty.get_mut(of), bytes, extents),
                 MapKind::Allocated | MapKind::Limbo => false,
             };
-        let progress = piece.last || !bytes.is_empty();
+        // Each piece must get on, or a broken replica could keep this up for ever.
+        let progress = piece.last || (!bytes.is_empty() && from < piece.next);
         if !sound || !progress {
             return self.drop_session(member, cx);
         }
