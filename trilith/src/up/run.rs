@@ -80,7 +80,7 @@ impl Up {
         }
     }
 
-    /// Paths but those of sockets are absolute, so that a list of processes tells whose they are.
+    /// An absolute path: a list of processes tells by it whose they are.
     fn path(&self, name: impl AsRef<Path>) -> impl std::fmt::Display {
         self.config.home.join(name).display().to_string()
     }
@@ -95,7 +95,7 @@ impl Up {
         args.set("--backend", self.config.backend.name());
         args.set("--admin", layout::admin_address(id));
         args.set("--supervisor", std::process::id());
-        args.set("--secret-file", self.path(layout::SECRET));
+        args.set("--secret-file", layout::SECRET);
         args.0
     }
 
