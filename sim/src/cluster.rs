@@ -289,7 +289,9 @@ impl Cluster {
                 worked |= self.pump(&mut node, line, end, now);
             }
         }
-        worked |= self.submit_refused(&mut node, now);
+        if exits.is_none() {
+            worked |= self.submit_refused(&mut node, now);
+        }
         if worked {
             self.request_turn(host, &mut node);
         }

@@ -265,7 +265,7 @@ impl Config {
             capacity: extents * (4 << 20) - ragged,
             sector: entropy.pick(&[512, 4096]),
             volatile_cache: !entropy.chance(1, 5),
-            geometry: draw_geometry(entropy),
+            geometry: draw_geometry(entropy, replicas),
             timing,
             sizes: Sizes::default(),
             character,
@@ -286,7 +286,7 @@ impl Config {
         if config.nbd {
             config.mix.weights[5] = 0; // Simple replies have no block status.
         }
-        config.sizes = draw_sizes(entropy, &config.geometry);
+        config.sizes = draw_sizes(entropy, &config.geometry, replicas);
         config.plan = draw_plan(entropy, &config, quick);
         config.dead = draw_dead(entropy, replicas);
         config
@@ -306,8 +306,13 @@ fn draw_dead(entropy: &mut Entropy, replicas: usize) -> Vec<Host> {
     dead
 }
 
-fn draw_geometry(entropy: &mut Entropy) -> Geometry {
-    let window_slots = entropy.pick(&[8, 8, 16, 64]);
+fn draw_geometry(entropy: &mut Entropy, replicas: usize) -> Geometry {
+    // Beyond the entries of clients a flush and two SYNCSETs per member must fit.
+    let window_slots = if replicas > 3 {
+        24
+    } else {
+        entropy.pick(&[12, 12, 16, 64])
+    };
     let al_batch = entropy.range(1, 4) as u32;
     Geometry {
         ring_blocks: entropy.pick(&[8, 8, 16, 64]),
@@ -317,8 +322,8 @@ fn draw_geometry(entropy: &mut Entropy) -> Geometry {
     }
 }
 
-fn draw_sizes(entropy: &mut Entropy, geometry: &Geometry) -> Sizes {
-    let window_entries = u64::from(geometry.window_slots) - 2;
+fn draw_sizes(entropy: &mut Entropy, geometry: &Geometry, replicas: usize) -> Sizes {
+    let window_entries = u64::from(geometry.window_slots) - 2 - 2 * replicas as u64;
     Sizes {
         requests_max: entropy.range(2, 64) as usize,
         window_entries,
