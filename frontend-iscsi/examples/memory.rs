@@ -12,9 +12,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 use trilith_block::request::status_flags;
 use trilith_block::{
-    Actions, BufId, BufSlice, Buffers, Capabilities, Completion, ConnId, ErrorKind,
-    FrontendAction, FrontendEvent, Machine, Monotonic, Op, Outcome, Request, Stream, StreamEvent,
-    Uuid, VolumeInfo, Want,
+    Actions, BufId, BufSlice, Buffers, Capabilities, Completion, ConnId, ErrorKind, FrontendAction,
+    FrontendEvent, Machine, Monotonic, Op, Outcome, Request, Stream, StreamEvent, Uuid, VolumeInfo,
+    Want,
 };
 use trilith_frontend_iscsi::{ChapConfig, ChapUser, IscsiConfig, IscsiTarget};
 
@@ -151,12 +151,7 @@ impl Disk {
         Ok(Outcome::Done)
     }
 
-    fn status(
-        &self,
-        offset: usize,
-        len: usize,
-        arena: &mut Arena,
-    ) -> Result<Outcome, ErrorKind> {
+    fn status(&self, offset: usize, len: usize, arena: &mut Arena) -> Result<Outcome, ErrorKind> {
         let mut records: Vec<u8> = Vec::new();
         let mut next = offset;
         while next < offset + len && records.len() < 4096 {
@@ -166,7 +161,11 @@ impl Disk {
                 block += 1;
             }
             let end = (block * BLOCK).min(offset + len);
-            let flags = if state { 0 } else { status_flags::HOLE | status_flags::ZERO };
+            let flags = if state {
+                0
+            } else {
+                status_flags::HOLE | status_flags::ZERO
+            };
             records.extend_from_slice(&((end - next) as u64).to_le_bytes());
             records.extend_from_slice(&flags.to_le_bytes());
             records.extend_from_slice(&[0; 4]);
@@ -240,7 +239,8 @@ impl Server {
             self.arena.sweep();
             // This disk forgets everything at its end: keeping reservations is keeping nothing.
             if let Some(number) = self.target.unkept().map(|(number, _)| number) {
-                self.target.kept(self.now, number, true, &mut self.arena, &mut out);
+                self.target
+                    .kept(self.now, number, true, &mut self.arena, &mut out);
                 continue;
             }
             let Some(completion) = done.pop_front() else {
@@ -410,7 +410,9 @@ fn serve(listener: &TcpListener, mut server: Server) -> std::io::Result<()> {
             moved |= server.turn(id);
         }
         let mut out = Actions::new();
-        server.target.settle(server.now, &mut server.arena, &mut out);
+        server
+            .target
+            .settle(server.now, &mut server.arena, &mut out);
         server.act(out);
         idle = if moved { 0 } else { idle.saturating_add(1) };
         if idle > 50 {

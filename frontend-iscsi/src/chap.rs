@@ -93,7 +93,7 @@ fn decode_hex(digits: &str) -> Option<Vec<u8>> {
 
 fn decode_base64(digits: &str) -> Option<Vec<u8>> {
     let body = digits.trim_end_matches('=');
-    if digits.len() % 4 != 0 || digits.len() - body.len() > 2 {
+    if !digits.len().is_multiple_of(4) || digits.len() - body.len() > 2 {
         return None;
     }
     let (mut out, mut bits, mut count) = (Vec::new(), 0u32, 0);

@@ -182,7 +182,6 @@ impl IscsiTarget {
                 let status = self.disk.copies.status(tsih, cdb, &mut self.reply);
                 status.map(|()| Plan::Reply).map_err(Failure::Sense)
             }
-            Plan::Sanitize { .. } => Err(Failure::Sense(Sense::INVALID_OPCODE)),
             plan => Ok(plan),
         }
     }
@@ -257,6 +256,11 @@ impl IscsiTarget {
                 if u64::from(expected) != job.out_bytes =>
             {
                 task.fail(Failure::Sense(Sense::INVALID_FIELD));
+            }
+            // Nothing to compare and nothing to write.
+            Work::CompareWrite if job.out_bytes == 0 => {
+                task.started = true;
+                task.work = Work::Flush;
             }
             Work::Take(_) if expected == 0 => {
                 task.fail(Failure::Sense(Sense::PARAMETER_LENGTH));
@@ -478,7 +482,6 @@ impl IscsiTarget {
                     Err(Failure::Sense(Sense::PARAMETER_LENGTH))
                 }
             }
-            List::Sanitize { .. } => Err(Failure::Sense(Sense::INVALID_OPCODE)),
         };
         if let Err(failure) = result {
             self.tasks[t].fail(failure);

@@ -58,8 +58,9 @@ pub const SECRET_BYTES_MIN: usize = 12;
 pub const LIST_ENTRIES_MAX: usize = 256;
 /// Longest CDB that is understood, in bytes. Longer ones (AHS) are unknown commands.
 pub const CDB_BYTES_MAX: usize = 16;
-/// Longest data of a SCSI command, in bytes; told in VPD page B0h.
-pub const COMMAND_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// Longest data of a SCSI command, in bytes; told in VPD page B0h. It is moved in parts, so that
+/// it costs no memory: 65536 blocks of 4096 bytes.
+pub const COMMAND_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Longest parameter list of a SCSI command, in bytes. A longer one is refused.
 pub const PARAMETER_BYTES_MAX: u32 = 64 * 1024;
 /// Descriptors of one UNMAP; told in VPD page B0h.
@@ -93,8 +94,6 @@ pub const PING_SPAN: Duration = Duration::from_secs(30);
 pub const PING_ANSWER_SPAN_MAX: Duration = Duration::from_secs(30);
 /// Time from the end of service to the close of connections that still have tasks.
 pub const SHUTDOWN_SPAN_MAX: Duration = Duration::from_secs(5);
-/// SANITIZE: bytes overwritten per second at most, so that it leaves room for other volumes.
-pub const SANITIZE_BYTES_PER_SECOND_MAX: u64 = 64 * 1024 * 1024;
 
 const _: () = assert!(TEXT_SEGMENT_BYTES_MAX as usize <= HEADER_BYTES_MAX);
 const _: () = assert!(FIRST_BURST_BYTES_MAX <= PART_BYTES_MAX);

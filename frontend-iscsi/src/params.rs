@@ -208,12 +208,18 @@ impl Params {
             // 13.15: the result is the larger one; 2 seconds is the default.
             "DefaultTime2Wait" => ranged(value, 0, 3600)?.max(2),
             // 13.16: the result is the smaller one; no task outlives its connection (ERL 0).
-            "DefaultTime2Retain" => ranged(value, 0, 3600)?.min(0),
+            "DefaultTime2Retain" => {
+                ranged(value, 0, 3600)?;
+                0
+            }
             "MaxOutstandingR2T" => {
                 self.r2ts = ranged(value, 1, 65_535)?.min(R2TS_MAX);
                 self.r2ts
             }
-            "ErrorRecoveryLevel" => ranged(value, 0, 2)?.min(0),
+            "ErrorRecoveryLevel" => {
+                ranged(value, 0, 2)?;
+                0
+            }
             "iSCSIProtocolLevel" => ranged(value, 0, 31)?.min(1),
             _ => return Err(BadValue),
         };

@@ -56,7 +56,6 @@ pub(crate) mod reason {
     pub(crate) const PROTOCOL: u8 = 0x04;
     pub(crate) const NOT_SUPPORTED: u8 = 0x05;
     pub(crate) const TOO_MANY_IMMEDIATE: u8 = 0x06;
-    pub(crate) const INVALID_FIELD: u8 = 0x09;
     pub(crate) const OUT_OF_RESOURCES: u8 = 0x0a;
 }
 

@@ -120,7 +120,7 @@ impl IscsiTarget {
         let step = self.conns[slot].params.peer_segment as usize;
         for piece in body.chunks(step.max(1)) {
             let task = &mut self.tasks[t];
-            let ends = task.sent as usize + piece.len() == body.len();
+            let ends = task.sent + piece.len() as u64 == body.len() as u64;
             let mut flags = if ends { flag::FINAL } else { 0 };
             let mut head = Bhs::new(opcode::DATA_IN, 0)
                 .with32(16, task.itt)

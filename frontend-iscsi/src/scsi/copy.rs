@@ -1,6 +1,6 @@
 //! EXTENDED COPY (LID1) within the target and RECEIVE COPY RESULTS (SPC-4 6.4, 6.18, 7.8.17).
 
-use crate::bytes::{be16, be32, be64, byte, len32, low32, put16, put32};
+use crate::bytes::{be16, be32, be64, len32, low32, put16, put32};
 use crate::limits::{
     COPY_DESCRIPTOR_BYTES_MAX, COPY_SEGMENT_BYTES_MAX, COPY_SEGMENTS_MAX, COPY_TARGETS_MAX,
 };
@@ -171,11 +171,8 @@ fn check_targets(disk: &Disk, bytes: &[u8]) -> Result<u16, Sense> {
         if usize::from(count) > COPY_TARGETS_MAX {
             return Err(Sense::TOO_MANY_TARGETS);
         }
-        // LU ID type must be "logical unit number", NUL 0 and the device a disk.
-        if descriptor[1] & 0xc0 != 0 {
-            return Err(Sense::TARGET_TYPE);
-        }
-        if descriptor[1] & 0x20 != 0 || descriptor[1] & 0x1f != 0 {
+        // The type of the LU identifier and NUL are obsolete in SPC-4; the device must be a disk.
+        if descriptor[1] & 0x1f != 0 {
             found = Err(Sense::COPY_UNREACHABLE);
         }
         let len = usize::from(descriptor[7]).min(20);
@@ -208,12 +205,14 @@ fn check_segments(
         }
         // Both ends must be in the list of targets.
         if be16(descriptor, 4) >= targets || be16(descriptor, 6) >= targets {
-            return Err(Sense::COPY_UNREACHABLE);
+            return Err(Sense::COPY_ABORTED);
         }
         let blocks = u64::from(be16(descriptor, 10));
         let (source, target) = (be64(descriptor, 12), be64(descriptor, 20));
-        disk.check_range(source, blocks)?;
-        disk.check_range(target, blocks)?;
+        let inside = disk
+            .check_range(source, blocks)
+            .and(disk.check_range(target, blocks));
+        inside.map_err(|_| Sense::COPY_ABORTED)?;
         spans.push(Span {
             source: disk.bytes(source),
             target: disk.bytes(target),
@@ -247,18 +246,4 @@ pub(crate) fn parse_unmap(disk: &Disk, list: &[u8], spans: &mut Vec<Span>) -> Re
         }
     }
     Ok(())
-}
-
-/// Judges a SANITIZE OVERWRITE parameter list and returns its pattern's place.
-pub(crate) fn overwrite_pattern(disk: &Disk, list: &[u8]) -> Result<(usize, usize), Sense> {
-    let len = usize::from(be16(list, 2));
-    let count = byte(list, 0) & 0x1f;
-    // INVERT and TEST are not supported; one pass or more.
-    if byte(list, 0) & 0xe0 != 0 || count == 0 {
-        return Err(Sense::parameter(0));
-    }
-    if len == 0 || len > disk.block_bytes() as usize || list.len() != 4 + len {
-        return Err(Sense::parameter(2));
-    }
-    Ok((4, len))
 }

@@ -29,8 +29,6 @@ pub(crate) struct Disk {
     pub(crate) write_cache: bool,
     pub(crate) reservations: Reservations,
     pub(crate) copies: CopyResults,
-    /// SANITIZE is running: progress in 65536ths.
-    pub(crate) sanitizing: Option<u16>,
 }
 
 impl Disk {
@@ -50,7 +48,6 @@ impl Disk {
             write_cache: true,
             reservations: Reservations::default(),
             copies: CopyResults::default(),
-            sanitizing: None,
         }
     }
 

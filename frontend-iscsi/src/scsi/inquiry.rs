@@ -140,6 +140,7 @@ fn extended(out: &mut Vec<u8>) {
 fn limits(disk: &Disk, out: &mut Vec<u8>) {
     let mut page = [0u8; 60];
     let blocks = |bytes: u64| low32(bytes >> disk.block_shift);
+    page[0] = 0x01; // WRITE SAME of no blocks is refused (WSNZ)
     page[1] = u8::try_from(COMPARE_BLOCKS_MAX).unwrap_or(u8::MAX);
     put16(&mut page, 2, 1 << disk.physical_exponent());
     put32(&mut page, 4, blocks(COMMAND_BYTES_MAX));

@@ -24,9 +24,6 @@ pub(crate) enum List {
         scope_type: u8,
     },
     Copy,
-    Sanitize {
-        immediate: bool,
-    },
 }
 
 /// What is done for a command that is not answered at once.
@@ -123,9 +120,6 @@ pub(crate) enum Plan {
     Release6,
     ReserveIn,
     CopyResults,
-    Sanitize {
-        action: u8,
-    },
 }
 
 /// Judges a CDB. Answers known at once are appended to `out`.
@@ -145,7 +139,6 @@ pub(crate) fn plan(disk: &Disk, cdb: &[u8; 16], out: &mut Vec<u8>) -> Result<Pla
         0x25 => inquiry::capacity10(disk, cdb, out)?,
         0x37 | 0xb7 => defects(cdb, out),
         0x42 => return unmap(disk, cdb),
-        0x48 => return Ok(Plan::Sanitize { action }),
         0x4d => log::sense(cdb, out)?,
         0x5e => return Ok(Plan::ReserveIn),
         0x5f => return reserve_out(cdb),
@@ -220,7 +213,7 @@ fn medium(disk: &Disk, cdb: &[u8; 16]) -> Result<Plan, Sense> {
         return Err(Sense::cdb(13));
     }
     // No blocks: nothing to do, and no error. Flushing is worth it: the range means "to the end".
-    if blocks == 0 && work != Work::Flush {
+    if blocks == 0 && !matches!(work, Work::Flush | Work::CompareWrite) {
         return Ok(Plan::Good);
     }
     let out_bytes = match work {
@@ -246,11 +239,10 @@ fn write_same(disk: &Disk, cdb: &[u8; 16], lba: u64, blocks: u64) -> Result<Plan
         return Err(Sense::cdb(1));
     }
     disk.check_range(lba, blocks.max(1))?;
-    let blocks = if blocks == 0 {
-        disk.blocks - lba
-    } else {
-        blocks
-    };
+    // WSNZ of VPD page B0h: "to the end" must be said in numbers.
+    if blocks == 0 {
+        return Err(Sense::cdb(if cdb[0] == 0x41 { 7 } else { 10 }));
+    }
     let unmap = cdb[1] & 0x08 != 0;
     let no_data = cdb[0] == 0x93 && cdb[1] & 0x01 != 0;
     let work = match (no_data, unmap) {

@@ -60,8 +60,6 @@ pub(crate) struct Sense {
     /// The INFORMATION field.
     pub(crate) information: Option<u64>,
     pub(crate) field: Option<FieldPointer>,
-    /// Progress of SANITIZE in 65536ths.
-    pub(crate) progress: Option<u16>,
 }
 
 impl Sense {
@@ -71,7 +69,6 @@ impl Sense {
             code,
             information: None,
             field: None,
-            progress: None,
         }
     }
 
@@ -95,13 +92,13 @@ impl Sense {
     pub(crate) const WRITE_ERROR: Sense = Sense::new(key::MEDIUM_ERROR, 0x0c00);
     pub(crate) const NOT_ACCESSIBLE: Sense = Sense::new(key::NOT_READY, 0x040c);
     pub(crate) const MISCOMPARE: Sense = Sense::new(key::MISCOMPARE, 0x1d00);
+    pub(crate) const COPY_ABORTED: Sense = Sense::new(key::COPY_ABORTED, 0x0000);
     pub(crate) const COPY_UNREACHABLE: Sense = Sense::new(key::COPY_ABORTED, 0x0d02);
     pub(crate) const COPY_FAILED: Sense = Sense::new(key::COPY_ABORTED, 0x0d01);
     pub(crate) const DATA_PHASE: Sense = Sense::new(key::ABORTED_COMMAND, 0x4b00);
     pub(crate) const DATA_DIGEST: Sense = Sense::new(key::ABORTED_COMMAND, 0x4705);
     pub(crate) const UNEXPECTED_DATA: Sense = Sense::new(key::ABORTED_COMMAND, 0x0c0c);
     pub(crate) const STATE_NOT_KEPT: Sense = Sense::new(key::ABORTED_COMMAND, 0x4400);
-    pub(crate) const SANITIZING: Sense = Sense::new(key::NOT_READY, 0x041b);
 
     /// INVALID FIELD IN CDB at a byte.
     pub(crate) const fn cdb(byte: u16) -> Sense {
@@ -146,10 +143,6 @@ impl Sense {
     }
 
     fn specific(&self) -> Option<[u8; 3]> {
-        if let Some(progress) = self.progress {
-            let [a, b] = progress.to_be_bytes();
-            return Some([0x80, a, b]);
-        }
         self.field.map(|field| {
             let [a, b] = field.byte.to_be_bytes();
             [if field.in_cdb { 0xc0 } else { 0x80 }, a, b]
