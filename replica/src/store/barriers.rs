@@ -68,7 +68,7 @@ impl Store {
         out: &mut StoreOut,
     ) -> Result<Admission, StoreError> {
         self.check_calls()?;
-        if !self.window.fits(set.idx) {
+        if !self.window.fits(set.idx) && !self.joins_anew(&set) {
             return Err(StoreError::WindowFull);
         }
         if self.is_accepted(set.idx) {
@@ -272,7 +272,7 @@ impl Store {
                     out.event(StoreEvent::Done { token: *token });
                     return Ok(None);
                 }
-                if self.upto().next() != set.idx {
+                if self.upto().next() != set.idx && !self.joins_anew(set) {
                     if self.abandoning {
                         self.give_up_queue(data, out);
                         return Ok(None);
@@ -323,6 +323,12 @@ impl Store {
             }
             queued.release(data);
         }
+    }
+
+    /// 6.2: this replica lost its window and was healed in place. The entries that it lost do not
+    /// come again: its stream starts anew at the SYNCSET by which it joins.
+    fn joins_anew(&self, set: &SyncSet) -> bool {
+        set.join.is_some() && self.facts.tainted
     }
 
     fn prepare_sync_set(&mut self, set: &SyncSet) {
@@ -456,8 +462,12 @@ impl Store {
                     self.take_maps(&join.limbo, &join.dirty);
                     self.untaint_window(set.idx);
                 }
-                self.window.change_header(|h| h.se_term = set.se.term);
-                self.accept_marker(set.idx, SlotOp::SyncSet, data);
+                if self.upto().next() == set.idx {
+                    self.window.change_header(|h| h.se_term = set.se.term);
+                    self.accept_marker(set.idx, SlotOp::SyncSet, data);
+                } else {
+                    self.empty_window(set.idx, data);
+                }
                 out.event(StoreEvent::Accepted { idx: set.idx });
                 token
             }
@@ -506,6 +516,11 @@ impl Store {
         self.log.unpin_all();
         self.failed_ranges.clear();
         self.flushes.clear();
+        // A flush that began before covers nothing of the new window. No watermark is on its way:
+        // none is begun while the record of a barrier is.
+        if let Some(flushing) = &mut self.flushing {
+            flushing.upto = Idx(0);
+        }
     }
 }
 

@@ -99,12 +99,13 @@ impl Store {
             return;
         }
         self.flushed = self.flushed.max(flushing.stamp);
-        if self.flushes.first().is_none_or(|f| *f > flushing.upto) {
+        if !self.is_flush_due(flushing.upto) {
             return;
         }
         if self.facts.is_complete() && !self.facts.tainted {
             self.journal.raise_w(flushing.upto);
             self.journal.push(Item::W(flushing.upto));
+            self.watermark = flushing.upto;
             self.wait_journal(Waiter::Watermark(flushing.upto));
         } else {
             // Outside its in-sync set it flushes and says so, but its W stays (6.6).
@@ -113,6 +114,9 @@ impl Store {
     }
 
     fn answer_flushes(&mut self, upto: Idx, out: &mut StoreOut) {
+        if self.watermark <= upto {
+            self.watermark = Idx(0);
+        }
         let mut last = None;
         while let Some(idx) = self.flushes.first().copied().filter(|f| *f <= upto) {
             self.flushes.remove(&idx);

@@ -431,6 +431,7 @@ fn build(
         flushing: None,
         flush_wanted: false,
         flushes: BTreeSet::new(),
+        watermark: Idx(0),
         drains: Vec::new(),
         abandoning: false,
         reads: Vec::new(),

@@ -17,6 +17,7 @@ use super::superblock::{Facts, Superblock};
 use super::window::Window;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
+use core::ops::Bound;
 use trilith_block::limits::EXTENT_CHUNKS;
 use trilith_block::{
     BlockRange, BufSlice, Buffers, ChunkMap, ChunkMask, ExtentNo, Idx, MemberId, MemberSet,
@@ -113,6 +114,8 @@ pub struct Store {
     pub(crate) flush_wanted: bool,
     /// FLUSH entries not answered.
     pub(crate) flushes: BTreeSet<Idx>,
+    /// FLUSH entries up to it are answered by a watermark that is on its way into the journal.
+    pub(crate) watermark: Idx,
     pub(crate) drains: Vec<Token>,
     /// What waits behind a failed change is given up, until nothing runs.
     pub(crate) abandoning: bool,
@@ -493,10 +496,19 @@ impl Store {
         self.facts.member
     }
 
+    /// True when a FLUSH entry up to `upto` waits for more than the watermark on its way. Never while
+    /// a barrier's record is on its way: what it leaves of the window is not known before.
+    pub(crate) fn is_flush_due(&self, upto: Idx) -> bool {
+        let mut due = self
+            .flushes
+            .range((Bound::Excluded(self.watermark), Bound::Unbounded));
+        !matches!(self.barrier, Some(Barrier::Journal(_))) && due.next().is_some_and(|f| *f <= upto)
+    }
+
     /// F1: a flush of the data when someone wants one and none is running.
     pub(crate) fn start_flush(&mut self, out: &mut StoreOut) {
         let upto = self.upto();
-        let asked = self.flush_wanted || self.flushes.first().is_some_and(|f| *f <= upto);
+        let asked = self.flush_wanted || self.is_flush_due(upto);
         if !asked || self.flushing.is_some() || self.failure.is_some() {
             return;
         }

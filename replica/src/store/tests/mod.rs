@@ -13,6 +13,7 @@ use trilith_block::{
 mod behaviour;
 mod crash;
 mod disk;
+mod flushes;
 mod formats;
 mod world;
 

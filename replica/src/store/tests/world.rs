@@ -111,6 +111,15 @@ impl World {
         open(formatted(&params()), &TestWords::new(), BOOT).unwrap()
     }
 
+    /// A volume of another shape.
+    pub(super) fn with(geometry: Geometry) -> World {
+        let params = FormatParams {
+            geometry,
+            ..params()
+        };
+        open(formatted(&params), &TestWords::new(), BOOT).unwrap()
+    }
+
     /// Takes operations and events out.
     pub(super) fn drain(&mut self) {
         for (tag, op) in self.out.ops.drain(..) {
