@@ -20,8 +20,10 @@ pub const RECEIVE_BUFFER_BYTES: usize = 128 * 1024;
 /// shorter is copied out of the receive buffer, which saves a system call.
 pub const DIRECT_RECEIVE_BYTES_MIN: u32 = 16 * 1024;
 /// Bytes queued for one connection and not yet taken by the kernel. Reached: the connection is
-/// closed, since its peer does not read. The machines stop taking requests long before.
-pub const OUTPUT_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// closed, since its peer does not read. The machines stop taking requests long before: a replica
+/// owes at most 256 reads of 256 KiB, an NBD server 32 MiB in each of a few requests; and what is
+/// queued lies in the arena, which has a budget of its own.
+pub const OUTPUT_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Pieces of memory in one `sendmsg` (the kernel's UIO_MAXIOV). More go out in the next one.
 pub const SEND_PIECES_MAX: usize = 1024;
 /// Memory for frame heads that a connection keeps once its queue is empty, in bytes.

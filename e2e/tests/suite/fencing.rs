@@ -59,7 +59,10 @@ fn a_take_over_fences_the_old_engine_for_ever() -> Result<()> {
     let refused = old
         .write(0, &[2; 4096])
         .map_or(true, |answer| answer.is_err());
-    let gone = wait_until("the old engine to be gone", || cluster.engine().is_err());
+    let new = i32::try_from(engine.id())?;
+    let gone = wait_until("the old engine to be gone", || {
+        cluster.pids("engine", "").iter().all(|pid| *pid == new)
+    });
     let kept = Client::connect(&address).and_then(|mut client| client.read(0, 4096));
     signal(i32::try_from(engine.id())?, Signal::TERM)?;
     let ended = engine.wait()?;
