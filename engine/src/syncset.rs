@@ -284,7 +284,15 @@ impl Engine {
         let (iss, trk) = (self.sync.iss.with(member), self.sync.trk.with(member));
         let fed = self.peers[member.index()].fed;
         if !fed {
-            // Healed in place: this is the first entry that it gets.
+            // Healed in place: this is the first entry that it gets. Its window cannot list what
+            // others may lack, so that goes into the dirty maps it takes over (5.4, c0).
+            for other in self.sync.trk.without(member).iter() {
+                for entry in &self.stream.entries {
+                    if !entry.range.is_empty() && !entry.acks.contains(other) {
+                        self.uncleared[other.index()].add_range(entry.range);
+                    }
+                }
+            }
             let peer = &mut self.peers[member.index()];
             peer.cursor = self.stream.next;
             peer.fed = true;

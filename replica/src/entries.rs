@@ -299,6 +299,12 @@ impl Replica {
                 let (term, idx, n) = (frame.term, frame.idx, frame.n);
                 return self.send(conn, &Message::SyncSetDone { term, idx, n }, cx);
             }
+            // 6.2: healed in place, the join is the first entry.
+            Position::Gap
+                if frame.join == Some(facts.member)
+                    && facts.tainted
+                    && facts.se.term == facts.term
+                    && facts.trk.contains(facts.member) => {}
             Position::Old | Position::Known | Position::Gap => return self.malformed(conn, cx),
         }
         let joins = frame.join == Some(facts.member);
