@@ -94,7 +94,7 @@ const LAYERS: &[Layer] = &[
 ];
 
 /// Third-party crates of pure crates; each is named in docs/adr/0003.
-const PURE_DEPENDENCIES: &[&str] = &["thiserror", "hmac", "sha2"];
+const PURE_DEPENDENCIES: &[&str] = &["thiserror", "hmac", "md-5", "sha1", "sha2", "sha3"];
 
 /// Crates that may contain unsafe code.
 const UNSAFE_ALLOWED: &[&str] = &["trilith-runtime", "trilith-frontend-ublk"];

@@ -189,7 +189,7 @@ impl Client {
         let mut rounds = 0;
         loop {
             rounds += 1;
-            assert!(rounds < 1000, "no end of {cdb:02x?}");
+            assert!(rounds < 4000, "no end of {cdb:02x?}");
             for answer in self.take(world) {
                 match answer.opcode() {
                     0x31 => self.send_burst(world, &answer, data),
