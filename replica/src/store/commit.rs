@@ -14,6 +14,8 @@ impl Store {
         if self.failure.is_some() {
             return;
         }
+        // A call that had nothing new to record waits for no write.
+        self.answer_waiters(data, out);
         if let Some(write) = self.journal.build(&mut self.maps, data) {
             self.counters.journal_writes += 1;
             self.counters.journal_blocks += self.journal.blocks_in_flight();
@@ -60,6 +62,11 @@ impl Store {
             self.facts.apply(&item);
         }
         self.journal.inflight = items;
+        self.answer_waiters(data, out);
+    }
+
+    /// Answers who waits for something that is in the journal.
+    fn answer_waiters(&mut self, data: &mut dyn Buffers, out: &mut StoreOut) {
         while let Some((place, waiter)) = self.waiters.front().copied() {
             if place > self.journal.durable() {
                 break;

@@ -611,6 +611,31 @@ fn the_ring_wraps_under_checkpoints_and_votes_are_kept() {
 }
 
 #[test]
+fn a_need_that_is_known_already_is_answered_without_a_write() {
+    let mut world = World::new();
+    let need = chunks(2, 5);
+    world.store.need_set(Token(1), &need).unwrap();
+    world.settle();
+    world.store.need_set(Token(2), &need).unwrap();
+    world.settle();
+    assert_eq!(world.take_events(), [], "not durable yet");
+    world.run();
+    let done = |token| StoreEvent::Done {
+        token: Token(token),
+    };
+    assert_eq!(world.take_events(), [done(1), done(2)]);
+    let writes = world.store.counters().journal_writes;
+    world.store.need_set(Token(3), &need).unwrap();
+    world
+        .store
+        .need_set(Token(4), &trilith_block::ChunkMap::new())
+        .unwrap();
+    world.run();
+    assert_eq!(world.take_events(), [done(3), done(4)]);
+    assert_eq!(world.store.counters().journal_writes, writes);
+}
+
+#[test]
 fn many_votes_of_one_batch_share_journal_writes() {
     let mut world = World::new();
     for n in 1..50 {
