@@ -97,6 +97,8 @@ pub(crate) struct Conn {
     pub(crate) standing: Standing,
     /// Version of the reservations that `standing` is of.
     pub(crate) standing_version: Option<u64>,
+    /// What of the additional header segments was read with the header.
+    pub(crate) ahs: Vec<u8>,
     /// Text of a negotiation that is spread over requests.
     pub(crate) text: Vec<u8>,
     /// Text that the initiator has not fetched yet, and the tag under which it does.
@@ -135,6 +137,7 @@ impl Conn {
             attentions: Vec::new(),
             standing: Standing::default(),
             standing_version: None,
+            ahs: Vec::new(),
             text: Vec::new(),
             text_left: Vec::new(),
             text_ttt: 0,

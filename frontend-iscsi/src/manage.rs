@@ -38,6 +38,8 @@ pub(crate) struct Managing {
     tasks: Vec<(usize, u32)>,
     /// All connections are closed after the answer.
     cold: bool,
+    /// It is PREEMPT AND ABORT, a task itself.
+    task: Option<usize>,
 }
 
 impl IscsiTarget {
@@ -101,6 +103,7 @@ impl IscsiTarget {
             itt: head.itt(),
             tasks,
             cold: what == function::COLD_RESET,
+            task: None,
         });
         for t in victims {
             self.abort(t, data, out);
@@ -131,6 +134,11 @@ impl IscsiTarget {
     fn end_managing(&mut self, data: &mut dyn Buffers, out: &mut Out) {
         while let Some(at) = self.managing.iter().position(|m| self.is_over(m)) {
             let done = self.managing.remove(at);
+            if let Some(t) = done.task {
+                self.tasks[t].fencing = false;
+                self.end_if_over(t, data, out);
+                continue;
+            }
             self.managed(done.slot, done.itt, answer::COMPLETE, data, out);
             if done.cold {
                 // RFC 7143 11.5.1: TARGET COLD RESET ends all sessions.
@@ -217,14 +225,33 @@ impl IscsiTarget {
         }
     }
 
-    /// Aborts the tasks of ports that PREEMPT AND ABORT has named.
-    pub(crate) fn abort_victims(&mut self, data: &mut dyn Buffers, out: &mut Out) {
-        for port in core::mem::take(&mut self.victims) {
-            for slot in self.sessions() {
-                if self.conns[slot].port == port {
-                    self.abort_tasks(slot, data, out);
-                }
-            }
+    /// Aborts the tasks of ports that PREEMPT AND ABORT, task `t`, has named. It ends when they are
+    /// gone: nothing that they write comes after its status.
+    pub(crate) fn abort_victims(&mut self, t: usize, data: &mut dyn Buffers, out: &mut Out) {
+        if self.victims.is_empty() {
+            return;
         }
+        let ports = core::mem::take(&mut self.victims);
+        let mut victims = Vec::new();
+        for conn in self.conns.iter().filter(|conn| ports.contains(&conn.port)) {
+            let others = conn.tasks.iter().filter(|(_, other)| *other != t);
+            victims.extend(others.map(|(_, other)| *other));
+        }
+        let tasks = victims
+            .iter()
+            .map(|t| (*t, self.tasks[*t].generation))
+            .collect();
+        self.tasks[t].fencing = true;
+        self.managing.push(Managing {
+            slot: self.tasks[t].slot,
+            itt: 0,
+            tasks,
+            cold: false,
+            task: Some(t),
+        });
+        for victim in victims {
+            self.abort(victim, data, out);
+        }
+        self.end_managing(data, out);
     }
 }

@@ -42,8 +42,8 @@ impl IscsiTarget {
         let ahs = conn.head.ahs_bytes();
         if ahs > 0 {
             // With a digest its four bytes were read too early: they are the first of the AHS.
-            conn.text.clear();
-            conn.text.extend_from_slice(&bytes[BHS_BYTES..]);
+            conn.ahs.clear();
+            conn.ahs.extend_from_slice(&bytes[BHS_BYTES..]);
             conn.recv = Recv::Ahs(ahs);
             return;
         }
@@ -57,7 +57,7 @@ impl IscsiTarget {
     fn ahs(&mut self, slot: usize, bytes: &[u8], data: &mut dyn Buffers, out: &mut Out) {
         let conn = &mut self.conns[slot];
         conn.recv = Recv::Head;
-        let mut rest = core::mem::take(&mut conn.text);
+        let mut rest = core::mem::take(&mut conn.ahs);
         rest.extend_from_slice(bytes);
         let at = rest.len().saturating_sub(DIGEST_BYTES);
         if conn.params.header_digest {

@@ -250,6 +250,8 @@ impl IscsiTarget {
             let conn = &self.conns[slot];
             let end = match conn.phase {
                 Phase::Login => conn.login_end,
+                // It is not read: its silence is ours.
+                Phase::Full if conn.recv == Recv::Wait => self.now.after(PING_SPAN),
                 Phase::Full => conn.ping_end.unwrap_or_else(|| conn.seen.after(PING_SPAN)),
                 Phase::Free | Phase::Closing | Phase::Orphan => continue,
             };

@@ -130,6 +130,8 @@ pub(crate) struct Task {
     pub(crate) receiving: bool,
     /// Waits until reservations are kept: number of the state.
     pub(crate) keeping: Option<u64>,
+    /// Waits until tasks that it has aborted are gone.
+    pub(crate) fencing: bool,
     /// Ranges of UNMAP and EXTENDED COPY.
     pub(crate) spans: Vec<Span>,
     pub(crate) span: usize,
@@ -174,6 +176,7 @@ impl Task {
             waiting: false,
             receiving: false,
             keeping: None,
+            fencing: false,
             spans: Vec::new(),
             span: 0,
             list_id: 0,

@@ -130,7 +130,7 @@ impl IscsiTarget {
         if task.list().is_some() {
             self.taken(t, p, data);
             self.part_over(t, p, data, out);
-            self.abort_victims(data, out);
+            self.abort_victims(t, data, out);
         } else {
             self.take_turn(t, p, out);
         }
@@ -451,7 +451,7 @@ impl IscsiTarget {
             return;
         }
         if !task.aborted {
-            if task.keeping.is_some() {
+            if task.keeping.is_some() || task.fencing {
                 return;
             }
             if task.failure.is_none() && task.next_piece(1).is_some() {

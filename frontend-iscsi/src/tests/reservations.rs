@@ -123,9 +123,17 @@ fn preempt_takes_over_and_tells_the_loser() {
     out(&mut one, &mut world, 1, 3, (11, 0), false);
     let head = one.command(&cdb10(0x28, 0, 0, 1), 0xc0, 512);
     one.push(&mut world, head, &[]);
-    assert_eq!(out(&mut two, &mut world, 5, 3, (22, 11), false), 0);
-    assert_eq!(keys(&mut two, &mut world), [22]);
+    let mut list = [0; 24];
+    (list[7], list[15]) = (22, 11);
+    let head = two.command(&[0x5f, 5, 3, 0, 0, 0, 0, 0, 24, 0], 0xa0, 24);
+    two.push(&mut world, head, &list);
+    assert!(
+        two.take(&mut world).is_empty(),
+        "not before the read is gone"
+    );
     world.complete_all();
+    assert_eq!(two.take(&mut world)[0].head[3], 0);
+    assert_eq!(keys(&mut two, &mut world), [22]);
     assert!(one.take(&mut world).is_empty(), "its read is aborted");
     let lost = one.run(&mut world, &[0; 6], 0, &[]);
     assert_eq!(lost.sense, Some((6, 0x2a, 5)));
