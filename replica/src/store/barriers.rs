@@ -463,8 +463,8 @@ impl Store {
                     self.untaint_window(set.idx);
                 }
                 if self.upto().next() == set.idx {
-                    self.window.change_header(|h| h.se_term = set.se.term);
-                    self.accept_marker(set.idx, SlotOp::SyncSet, data);
+                    self.window.change_header(|h| h.se = set.se);
+                    self.window.put_marker(set.idx, SlotOp::SyncSet, data);
                 } else {
                     self.empty_window(set.idx, data);
                 }
@@ -511,8 +511,7 @@ impl Store {
     }
 
     fn empty_window(&mut self, start: Idx, data: &dyn Buffers) {
-        let term = self.facts.se.term;
-        self.window.reset(start, term, data);
+        self.window.reset(start, self.facts.se, data);
         self.log.unpin_all();
         self.failed_ranges.clear();
         self.flushes.clear();

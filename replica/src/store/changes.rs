@@ -243,23 +243,10 @@ impl Store {
 
     pub(crate) fn start_flush_entry(&mut self, idx: Idx, data: &dyn Buffers, out: &mut StoreOut) {
         if !self.is_accepted(idx) && self.window.fits(idx) {
-            self.accept_marker(idx, SlotOp::Flush, data);
+            self.window.put_marker(idx, SlotOp::Flush, data);
         }
         self.flushes.insert(idx);
         out.event(StoreEvent::Accepted { idx });
-    }
-
-    /// Gives an entry without blocks its slot.
-    pub(crate) fn accept_marker(&mut self, idx: Idx, op: SlotOp, data: &dyn Buffers) {
-        let slot = Slot {
-            idx,
-            range: BlockRange::default(),
-            status: SlotStatus::Accepted,
-            op,
-            skip: MemberSet::EMPTY,
-        };
-        self.window.put(&slot, data);
-        self.window.advance();
     }
 
     /// The turn of an entry whose payload is already retained.

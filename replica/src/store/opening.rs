@@ -18,8 +18,8 @@ use super::maps::{MapWords, Maps};
 use super::reader::Inspect;
 use super::record::MapId;
 use super::state::Store;
-use super::superblock::SuperblockError;
-use super::window::{Header, Owner, Window, read_header};
+use super::superblock::{Facts, SuperblockError};
+use super::window::{Header, Owner, SlotOp, Window, read_header};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
@@ -307,7 +307,8 @@ fn begin(
     };
     let (window, maps) = match header {
         Some(header) => {
-            image.facts.tainted |= header.tainted;
+            // A record that the header does not know yet was made by a store that knew its taint.
+            image.facts.tainted |= header.tainted && header.se == image.facts.se;
             take_over(&image, header, words, at, data)
         }
         None => start_afresh(&mut image, owner, words, at, data),
@@ -341,14 +342,43 @@ fn take_over(
     window.header.journal_id = image.superblock.journal_id;
     window.header.tainted = image.facts.tainted;
     let facts = &image.facts;
-    if window.header.se_term != facts.se.term {
+    if window.header.se.term != facts.se.term {
         // Killed between the record of a TERMSTART (or TOLD) and the header: the window was about
         // to be emptied.
-        window.reset(facts.w, facts.se.term, data);
+        window.reset(facts.w, facts.se, data);
     } else {
+        finish_sync_set(&mut window, header, facts, data);
+        window.header.se = facts.se;
         window.store_header(data);
     }
     (window, maps)
+}
+
+/// A process killed between the record of a SYNCSET and its slot left W above upto. What the record
+/// began is finished now: otherwise the replica would lack an entry that its W covers.
+///
+/// Why that is sound: with another n in the header than in the journal, and the same term, the last
+/// record is one of these.
+/// - SYNCSET of a set with this replica in it. All below it was accepted and flushed before the
+///   record was written (a full barrier), so that upto was just below it, and it has no blocks.
+///   Of what follows the record only the slot is missing; `need` that is not dropped yet is a
+///   superset. When the replica joined over a gap the window goes, as it would have: the dirty maps
+///   it took over were in words and journal before the record.
+/// - SYNCSET without it, or TOLD: W stays and may lie anywhere, nothing is done. If the header still
+///   has the window of before, it is as if TOLD had not come, and the engine, which has no answer,
+///   tells again with a later epoch.
+///
+/// TERMSTART has a higher term than the header: the window is emptied and this is not called.
+fn finish_sync_set(window: &mut Window, header: Header, facts: &Facts, data: &dyn Buffers) {
+    let next = window.header.upto.next();
+    if header.se == facts.se || !facts.is_complete() || facts.w < next {
+        return;
+    }
+    if facts.w == next && window.slot(next).is_none() && window.fits(next) {
+        window.put_marker(next, SlotOp::SyncSet, data);
+    } else if header.tainted && !facts.tainted {
+        window.reset(facts.w, facts.se, data);
+    }
 }
 
 fn start_afresh(
@@ -363,7 +393,7 @@ fn start_afresh(
     let header = Header {
         generation: old.map_or(0, |h| h.generation),
         owner,
-        se_term: facts.se.term,
+        se: facts.se,
         upto: facts.w,
         tidx: facts.w,
         tainted: facts.tainted,

@@ -10,7 +10,7 @@ use super::api::LeaseGrant;
 use super::bytes::{uuid_from_words, uuid_words};
 use alloc::boxed::Box;
 use trilith_block::{
-    BlockRange, Blocks, Buffers, Idx, Lba, MemberSet, Monotonic, Term, Uuid, Words,
+    BlockRange, Blocks, Buffers, Idx, Lba, MemberSet, Monotonic, SyncEpoch, Term, Uuid, Words,
 };
 use trilith_wire::SlotStatus;
 
@@ -85,7 +85,8 @@ pub(crate) struct Owner {
 pub(crate) struct Header {
     pub(crate) generation: u64,
     pub(crate) owner: Owner,
-    pub(crate) se_term: Term,
+    /// The epoch whose record the window has taken note of.
+    pub(crate) se: SyncEpoch,
     pub(crate) upto: Idx,
     pub(crate) tidx: Idx,
     pub(crate) tainted: bool,
@@ -152,7 +153,10 @@ fn header_at(words: &dyn Words, at: usize, data: &dyn Buffers) -> Option<Header>
             boot: uuid_from_words([w[2], w[3]]),
             replica: uuid_from_words([w[4], w[5]]),
         },
-        se_term: Term(w[6]),
+        se: SyncEpoch {
+            term: Term(w[6]),
+            n: u32::try_from(w[14]).unwrap_or(0),
+        },
         upto: Idx(w[7]),
         tidx: Idx(w[8]),
         tainted: w[9] & FLAG_TAINTED != 0,
@@ -330,6 +334,19 @@ impl Window {
         }
     }
 
+    /// The slot of an entry without blocks, which is accepted at once.
+    pub(crate) fn put_marker(&mut self, idx: Idx, op: SlotOp, data: &dyn Buffers) {
+        let slot = Slot {
+            idx,
+            range: BlockRange::default(),
+            status: SlotStatus::Accepted,
+            op,
+            skip: MemberSet::EMPTY,
+        };
+        self.put(&slot, data);
+        self.advance();
+    }
+
     /// Cuts the window. Never above upto: an entry that is not accepted here keeps its slot.
     pub(crate) fn set_tidx(&mut self, tidx: Idx) {
         let tidx = tidx.min(self.header.upto);
@@ -340,11 +357,11 @@ impl Window {
     }
 
     /// Empties the window: upto and tidx are `start`. One header store makes it so.
-    pub(crate) fn reset(&mut self, start: Idx, se_term: Term, data: &dyn Buffers) {
+    pub(crate) fn reset(&mut self, start: Idx, se: SyncEpoch, data: &dyn Buffers) {
         self.header.epoch = self.header.epoch.wrapping_add(1);
         self.header.upto = start;
         self.header.tidx = start;
-        self.header.se_term = se_term;
+        self.header.se = se;
         self.max_idx = start;
         self.store_header(data);
     }
@@ -378,7 +395,7 @@ impl Window {
             boot_b,
             replica_a,
             replica_b,
-            h.se_term.0,
+            h.se.term.0,
             h.upto.0,
             h.tidx.0,
             flags,
@@ -386,7 +403,7 @@ impl Window {
             h.lease.until.0,
             lease_a,
             lease_b,
-            0,
+            u64::from(h.se.n),
             0,
         ];
         w[15] = header_crc(&w, data);
