@@ -1,26 +1,24 @@
-//! How entries and repairs run: slot, overlap order (O1), activity log (L1, L3), space, device,
-//! slot again. Nothing here waits for the journal when the extent is in the activity log.
+//! How entries and repairs run: overlap order (O1), activity log (L1, L3; [`super::log_use`]), space,
+//! device, slot. How they come in is in [`super::admission`]. Nothing here waits for the journal when
+//! the extent is in the activity log.
 //!
 //! Crash argument. The slot (SUB) is stored before the activity log is asked and before the device
 //! gets anything; a process killed anywhere leaves SUB or nothing, and SUB is written again by a
 //! resend. ACC is stored after the device completed and before the owner can ack. After a power loss
 //! the window is void and the activity log covers what was written.
 
-use super::activity_log::Touch;
-use super::api::{Admission, Change, Entry, StoreError, StoreEvent, Token};
-use super::barriers::{Barrier, Queued};
+use super::api::{Change, StoreEvent, Token};
 use super::disk::{DiskError, DiskOp, FileRole, StoreOut};
 use super::limits::ZERO_BYTES;
-use super::record::{Item, MapId};
-use super::state::{Purpose, Store, Waiter};
-use super::window::{Slot, SlotOp};
+use super::record::MapId;
+use super::state::{Purpose, Store};
 use alloc::vec::Vec;
 use trilith_block::chunks::{chunk_range, runs};
-use trilith_block::{BlockRange, Blocks, Buffers, ExtentNo, Idx, Lba, MemberSet};
+use trilith_block::{BlockRange, Blocks, Buffers, Idx, Lba, MemberSet};
 use trilith_wire::SlotStatus;
 
 const WAIT_OVERLAP: u8 = 1;
-const WAIT_LOG: u8 = 2;
+pub(crate) const WAIT_LOG: u8 = 2;
 pub(crate) const WAIT_SPACE: u8 = 4;
 const NO_CHANGE: u32 = u32::MAX;
 
@@ -34,19 +32,19 @@ pub(crate) enum Owner {
 /// A change that was admitted and has not ended.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RunningChange {
-    owner: Owner,
-    range: BlockRange,
-    change: Change,
-    waits: u8,
+    pub(crate) owner: Owner,
+    pub(crate) range: BlockRange,
+    pub(crate) change: Change,
+    pub(crate) waits: u8,
     /// Device operations in flight.
     parts: u32,
     pub(crate) error: Option<DiskError>,
     /// It failed: it holds its range until it is sent again (O1).
-    failed: bool,
+    pub(crate) failed: bool,
     /// Given up while it waited for log or space.
-    cancelled: bool,
+    pub(crate) cancelled: bool,
     /// It pins its extent in the activity log.
-    pinned: bool,
+    pub(crate) pinned: bool,
 }
 
 /// The changes of a store, in a slab.
@@ -54,9 +52,9 @@ pub(crate) struct RunningChange {
 pub(crate) struct Running {
     slab: Vec<Option<RunningChange>>,
     free: Vec<u32>,
-    failed: usize,
+    pub(crate) failed: usize,
     /// Change of each window slot.
-    slots: Vec<u32>,
+    pub(crate) slots: Vec<u32>,
     /// Changes that nothing holds back any more.
     ready: Vec<u32>,
     freed: Vec<u64>,
@@ -109,214 +107,7 @@ impl Running {
     }
 }
 
-fn slot_op(change: Change) -> SlotOp {
-    match change {
-        Change::Write(_) | Change::HeaderOnly => SlotOp::Write,
-        Change::Zeroes => SlotOp::Zeroes,
-        Change::Discard => SlotOp::Discard,
-    }
-}
-
 impl Store {
-    /// A data entry, in stream order. [`StoreEvent::Accepted`] or [`StoreEvent::EntryFailed`]
-    /// follows when `Taken`. Sent again after a failure it is tried again in place.
-    ///
-    /// # Errors
-    /// [`StoreError::Failed`], [`StoreError::Range`], [`StoreError::WindowFull`].
-    pub fn entry(
-        &mut self,
-        entry: Entry,
-        data: &mut dyn Buffers,
-        out: &mut StoreOut,
-    ) -> Result<Admission, StoreError> {
-        self.check_open()?;
-        self.check_change(entry.range, entry.change)?;
-        if !self.window.fits(entry.idx) {
-            return Err(StoreError::WindowFull);
-        }
-        if self.is_accepted(entry.idx) {
-            return Ok(Admission::Duplicate);
-        }
-        if self.must_queue(true) {
-            if self.queue.len() >= 2 * self.running.slots.len() {
-                return Err(StoreError::WindowFull);
-            }
-            retain(entry.change, data);
-            self.queue.push_back(Queued::Entry(entry));
-            self.step_queue(data, out);
-            return Ok(Admission::Taken);
-        }
-        retain(entry.change, data);
-        self.start_entry(entry, data, out);
-        Ok(Admission::Taken)
-    }
-
-    /// A change outside the stream: R6 of a recovery and copies of a rebuild. Ends with
-    /// [`StoreEvent::Repaired`].
-    ///
-    /// # Errors
-    /// [`StoreError::Failed`], [`StoreError::Range`] (also for `HeaderOnly`), [`StoreError::Busy`].
-    pub fn repair(
-        &mut self,
-        token: Token,
-        range: BlockRange,
-        change: Change,
-        data: &mut dyn Buffers,
-        out: &mut StoreOut,
-    ) -> Result<(), StoreError> {
-        self.check_calls()?;
-        self.check_change(range, change)?;
-        if change == Change::HeaderOnly {
-            return Err(StoreError::Range);
-        }
-        retain(change, data);
-        if self.must_queue(false) {
-            self.queue.push_back(Queued::Repair(token, range, change));
-        } else {
-            self.start_change(
-                Owner::Repair(token),
-                range,
-                change,
-                MemberSet::EMPTY,
-                data,
-                out,
-            );
-        }
-        Ok(())
-    }
-
-    /// A FLUSH entry, in stream order. Accepted at its turn ([`StoreEvent::Accepted`]); when all up
-    /// to it is on stable media [`StoreEvent::Flushed`]. A duplicate is answered by `Flushed` again.
-    ///
-    /// # Errors
-    /// [`StoreError::Failed`], [`StoreError::WindowFull`].
-    pub fn flush(
-        &mut self,
-        idx: Idx,
-        data: &mut dyn Buffers,
-        out: &mut StoreOut,
-    ) -> Result<Admission, StoreError> {
-        self.check_open()?;
-        if !self.window.fits(idx) {
-            return Err(StoreError::WindowFull);
-        }
-        if self.is_accepted(idx) {
-            self.flushes.insert(idx);
-            self.pump(data, out);
-            return Ok(Admission::Duplicate);
-        }
-        if self.queue.len() >= 2 * self.running.slots.len() {
-            return Err(StoreError::WindowFull);
-        }
-        if self.must_queue(true) {
-            self.queue.push_back(Queued::Flush(idx));
-        } else {
-            self.start_flush_entry(idx, data, out);
-        }
-        self.pump(data, out);
-        Ok(Admission::Taken)
-    }
-
-    fn check_change(&self, range: BlockRange, change: Change) -> Result<(), StoreError> {
-        self.check_range(range)?;
-        let fits = match change {
-            Change::Write(buf) => u64::from(buf.len) == range.bytes(),
-            Change::Zeroes | Change::Discard | Change::HeaderOnly => true,
-        };
-        if fits && range.in_one_extent() {
-            Ok(())
-        } else {
-            Err(StoreError::Range)
-        }
-    }
-
-    /// True when a call must wait behind a barrier. An entry after a clean stop makes one: that the
-    /// stop is over is durable before anything is accepted (T21).
-    fn must_queue(&mut self, entry: bool) -> bool {
-        if entry && self.facts.sealed && self.barrier.is_none() && self.queue.is_empty() {
-            self.journal.push(Item::Seal(false));
-            self.wait_journal(Waiter::Barrier);
-            self.barrier = Some(Barrier::Unseal);
-        }
-        self.barrier.is_some() || !self.queue.is_empty()
-    }
-
-    pub(crate) fn start_flush_entry(&mut self, idx: Idx, data: &dyn Buffers, out: &mut StoreOut) {
-        if !self.is_accepted(idx) && self.window.fits(idx) {
-            self.window.put_marker(idx, SlotOp::Flush, data);
-        }
-        self.flushes.insert(idx);
-        out.event(StoreEvent::Accepted { idx });
-    }
-
-    /// The turn of an entry whose payload is already retained.
-    pub(crate) fn start_entry(&mut self, entry: Entry, data: &mut dyn Buffers, out: &mut StoreOut) {
-        if !self.window.fits(entry.idx) || self.is_accepted(entry.idx) {
-            release(entry.change, data);
-            out.event(StoreEvent::Accepted { idx: entry.idx });
-            return;
-        }
-        if let Some(number) = self.running_entry(entry.idx) {
-            self.resend(number, entry.change, data, out);
-            return;
-        }
-        let mask = entry.range.chunk_mask();
-        let extent = entry.range.start.extent();
-        for peer in self.peers(entry.skip).iter() {
-            self.maps
-                .add(MapId::dirty(peer), extent, mask, &mut *self.window.words);
-        }
-        let skipped = entry.change == Change::HeaderOnly;
-        let slot = Slot {
-            idx: entry.idx,
-            range: entry.range,
-            status: if skipped {
-                SlotStatus::Skipped
-            } else {
-                SlotStatus::Submitted
-            },
-            op: slot_op(entry.change),
-            skip: entry.skip,
-        };
-        self.window.put(&slot, data);
-        if skipped {
-            self.window.advance();
-            out.event(StoreEvent::Accepted { idx: entry.idx });
-            return;
-        }
-        let owner = Owner::Entry(entry.idx);
-        self.start_change(owner, entry.range, entry.change, entry.skip, data, out);
-    }
-
-    fn running_entry(&mut self, idx: Idx) -> Option<u32> {
-        let number = self.running.slots[self.window.slot_number(idx)];
-        let change = self.running.get(number)?;
-        (change.owner == Owner::Entry(idx) && !change.cancelled).then_some(number)
-    }
-
-    fn resend(&mut self, number: u32, change: Change, data: &mut dyn Buffers, out: &mut StoreOut) {
-        let Some(running) = self.running.get(number) else {
-            return;
-        };
-        if !running.failed {
-            release(change, data);
-            return;
-        }
-        let old = running.change;
-        running.change = change;
-        running.failed = false;
-        running.error = None;
-        let (owner, range) = (running.owner, running.range);
-        self.running.failed -= 1;
-        release(old, data);
-        if let Owner::Entry(idx) = owner {
-            self.window.set_status(idx, SlotStatus::Submitted);
-        }
-        self.provision(number, range, change, out);
-        self.run_if_free(number);
-        self.run_ready(data, out);
-    }
-
     pub(crate) fn start_change(
         &mut self,
         owner: Owner,
@@ -371,7 +162,7 @@ impl Store {
         self.run_if_free(number);
     }
 
-    fn run_if_free(&mut self, number: u32) {
+    pub(crate) fn run_if_free(&mut self, number: u32) {
         if self
             .running
             .get(number)
@@ -380,120 +171,6 @@ impl Store {
             self.running.ready.push(number);
         }
     }
-
-    /// L1: the extent is in the durable activity log before data is written; L3: the slot of the
-    /// entry is stored before.
-    fn want_log(&mut self, number: u32, owner: Owner, extent: ExtentNo) {
-        let idx = match owner {
-            Owner::Entry(idx) => idx,
-            Owner::Repair(_) => Idx(0),
-        };
-        match self.log.touch(extent, idx) {
-            Touch::Ready => {
-                self.counters.al_hits += 1;
-                self.set_pinned(number);
-            }
-            Touch::Adding => {
-                self.set_pinned(number);
-                self.add_wait(number, WAIT_LOG);
-                self.log_waits.entry(extent).or_default().push(number);
-            }
-            Touch::Missing if self.log.is_full() => {
-                self.add_wait(number, WAIT_LOG);
-                self.log_full.push_back(number);
-                self.make_room();
-            }
-            Touch::Missing => {
-                self.counters.al_misses += 1;
-                self.log.add(extent, false, Idx(0), 0);
-                self.log.touch(extent, idx);
-                self.set_pinned(number);
-                self.add_wait(number, WAIT_LOG);
-                self.log_waits.entry(extent).or_default().push(number);
-                self.journal.push(Item::AlAdd(extent));
-                self.wait_journal(Waiter::LogAdd(extent));
-                if self.log.is_nearly_full() {
-                    self.make_room();
-                }
-            }
-        }
-    }
-
-    fn set_pinned(&mut self, number: u32) {
-        if let Some(running) = self.running.get(number) {
-            running.pinned = true;
-        }
-    }
-
-    /// L2: lets a batch of extents leave. Their maps go into the journal before their AL-del (d),
-    /// both before the AL-add that uses the slot. Asks for a flush where that is what is missing.
-    fn make_room(&mut self) {
-        let batch = at(self.superblock.geometry.al_batch);
-        let look_at = if self.log.is_full() {
-            self.log.len()
-        } else {
-            4 * batch
-        };
-        let (tidx, flushed) = (self.tidx(), self.flushed);
-        self.evicted.clear();
-        let flush_helps = self
-            .log
-            .evict(batch, look_at, tidx, flushed, &mut self.evicted);
-        for extent in &self.evicted {
-            for map in self.maps.changed_of(*extent) {
-                self.journal.push(Item::Map(map, *extent));
-            }
-            self.journal.push(Item::AlDel(*extent));
-            self.counters.al_evictions += 1;
-        }
-        if self.evicted.is_empty() && flush_helps {
-            self.flush_wanted = true;
-        }
-    }
-
-    /// Tries again for changes that found the activity log full.
-    pub(crate) fn retry_full_log(&mut self, data: &mut dyn Buffers, out: &mut StoreOut) {
-        if self.log_full.is_empty() {
-            return;
-        }
-        if self.log.is_full() {
-            self.make_room();
-        }
-        for _ in 0..self.log_full.len() {
-            let Some(number) = self.log_full.pop_front() else {
-                break;
-            };
-            let Some((owner, range)) = self.running.get(number).map(|r| (r.owner, r.range)) else {
-                continue;
-            };
-            let extent = range.start.extent();
-            if self.log.is_full() && self.log.from(extent).next() != Some(extent) {
-                self.log_full.push_front(number);
-                break;
-            }
-            if let Some(running) = self.running.get(number) {
-                running.waits &= !WAIT_LOG;
-            }
-            self.want_log(number, owner, extent);
-            self.run_if_free(number);
-        }
-        self.run_ready(data, out);
-    }
-
-    pub(crate) fn log_added(
-        &mut self,
-        extent: ExtentNo,
-        data: &mut dyn Buffers,
-        out: &mut StoreOut,
-    ) {
-        self.log.added(extent);
-        for number in self.log_waits.remove(&extent).unwrap_or_default() {
-            self.end_wait(number, WAIT_LOG);
-        }
-        self.run_ready(data, out);
-    }
-
-    // Device.
 
     /// Submits what nothing holds back, and ends what has nothing to do.
     pub(crate) fn run_ready(&mut self, data: &mut dyn Buffers, out: &mut StoreOut) {

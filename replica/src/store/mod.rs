@@ -33,6 +33,7 @@
 //! the journal's map plus all chunks of its activity log covers every change.
 
 mod activity_log;
+mod admission;
 mod api;
 mod barriers;
 mod bytes;
@@ -46,6 +47,7 @@ mod geometry;
 mod image;
 mod journal;
 pub mod limits;
+mod log_use;
 mod maps;
 mod opening;
 mod reader;

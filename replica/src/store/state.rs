@@ -1,5 +1,6 @@
-//! The open store: its parts, its completions, its queries. How changes run is in `changes`, full
-//! barriers in `barriers`, what goes to the metadata in `commit`, reads in `reads`.
+//! The open store: its parts, its completions, its queries. How changes come in and run is in
+//! `admission` and `changes`, full barriers in `barriers`, what goes to the metadata in `commit`,
+//! reads in `reads`.
 
 use super::activity_log::ActivityLog;
 use super::api::{Counters, FailCause, LeaseGrant, MapName, StoreError, StoreEvent, Token};
