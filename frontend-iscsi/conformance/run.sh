@@ -6,10 +6,11 @@
 #
 # URL is iscsi://[user%secret@]host:port/target/lun; SECOND_URL is a second path to the same unit
 # for the multipath tests (URL itself when left out: a second session). THE UNIT IS OVERWRITTEN.
+# ISCSI_READONLY_URL, when set, is a unit that is write protected, for the test of those.
 # Results go to OUTDIR/results.tsv (test, result), the output of each test to OUTDIR/<test>.txt.
 # Exit status: 0 all as expected.tsv says, 1 something differs, 2 it could not be run.
 set -u
-[ $# -ge 2 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 url=$1
 dir=$2
 second=${3:-$1}
@@ -31,12 +32,16 @@ judge() {
 
 : > "$dir/results.tsv"
 for test in $(iscsi-test-cu --list 2>/dev/null | grep -E '^ALL\.[^.]+\.[^.]+$' | grep -E "${ISCSI_TEST_ONLY:-.}"); do
+    urls=$url
+    limit=$seconds
     case $test in
         *.MultipathIO.*) urls="$url $second" ;;
-        *) urls=$url ;;
+        *.ReadOnly.*) urls=${ISCSI_READONLY_URL:-$url} ;;
+        # It overwrites the unit at a limited speed, and waits for that a minute at a time.
+        *.Sanitize.*) limit=200 ;;
     esac
     # shellcheck disable=SC2086  # two words on purpose
-    (cd "$dir" && timeout -k 2 "$seconds" iscsi-test-cu --dataloss --allow-sanitize -V -t "$test" $urls </dev/null >"$test.txt" 2>&1)
+    (cd "$dir" && timeout -k 2 "$limit" iscsi-test-cu --dataloss --allow-sanitize -V -t "$test" $urls </dev/null >"$test.txt" 2>&1)
     status=$?
     printf '%s\t%s\n' "$test" "$(judge "$status" "$dir/$test.txt")" >> "$dir/results.tsv"
 done

@@ -3,7 +3,7 @@
 //!
 //! `cargo run --release -p trilith-frontend-iscsi --example memory -- 127.0.0.1:3260 256`
 //! serves 256 MiB as `iscsi://127.0.0.1:3260/iqn.2026-11.io.trilith:memory/0`. Further arguments:
-//! `--block=4096`, `--chap=name:secret`, `--mutual=name:secret`, `--allow=iqn...`.
+//! `--block=4096`, `--chap=name:secret`, `--mutual=name:secret`, `--allow=iqn...`, `--read-only=yes`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{ErrorKind as IoKind, Read, Write};
@@ -373,6 +373,7 @@ fn config(address: &str, capacity_bytes: u64, options: &[String]) -> Option<Iscs
             ("--block", bytes) => config.logical_block_bytes = bytes.parse().ok()?,
             ("--chap", text) => chap.initiators.push(user(text)?),
             ("--mutual", text) => chap.target = Some(user(text)?),
+            ("--read-only", "yes") => config.read_only = true,
             ("--allow", name) => config.initiators.push(name.into()),
             _ => return None,
         }

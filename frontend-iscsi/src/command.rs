@@ -52,11 +52,16 @@ impl IscsiTarget {
         self.immediate_data(slot, t, data, out);
     }
 
-    fn new_task(&mut self, slot: usize, head: &Bhs) -> usize {
-        let t = self.free_tasks.pop().unwrap_or_else(|| {
+    /// A free task slot.
+    pub(crate) fn take_task_slot(&mut self) -> usize {
+        self.free_tasks.pop().unwrap_or_else(|| {
             self.tasks.push(Task::new());
             self.tasks.len() - 1
-        });
+        })
+    }
+
+    fn new_task(&mut self, slot: usize, head: &Bhs) -> usize {
+        let t = self.take_task_slot();
         self.next_seq += 1;
         let task = &mut self.tasks[t];
         task.renew(slot, self.next_seq);
@@ -105,6 +110,15 @@ impl IscsiTarget {
                     return;
                 }
                 Ok(Plan::Run(job)) => self.run(t, &job),
+                Ok(Plan::Sanitize { erase }) => {
+                    self.tasks[t].started = true;
+                    self.tasks[t].work = Work::Flush;
+                    if !erase {
+                        self.exit_failure_mode();
+                    } else if let Err(failure) = self.start_sanitize(t, None, data) {
+                        self.tasks[t].fail(failure);
+                    }
+                }
                 // Done: an empty flush of nothing that has nothing left to do.
                 Ok(_) => {
                     self.tasks[t].started = true;
@@ -131,13 +145,18 @@ impl IscsiTarget {
             let code = conn.attentions.remove(0);
             return Err(Failure::Sense(Sense::attention(code)));
         }
+        self.judge_sanitizing(&cdb)?;
         let what = access(&cdb);
         if self.is_reserved_from(slot, what) {
             return Err(Failure::Status(status::RESERVATION_CONFLICT));
         }
         let plan = plan(&self.disk, &cdb, &mut self.reply).map_err(Failure::Sense)?;
         if let Plan::Run(job) = &plan
-            && job.work.writes() | matches!(job.work, Work::Take(List::WriteSame { .. }))
+            && (job.work.writes()
+                || matches!(
+                    job.work,
+                    Work::Take(List::WriteSame { .. } | List::Sanitize)
+                ))
             && self.disk.is_protected()
         {
             return Err(Failure::Sense(Sense::WRITE_PROTECTED));
@@ -151,8 +170,9 @@ impl IscsiTarget {
         match plan {
             Plan::RequestSense => {
                 let sense = if conn.attentions.is_empty() {
-                    Sense::NONE
+                    self.sanitizing_sense().unwrap_or(Sense::NONE)
                 } else {
+                    let conn = &mut self.conns[slot];
                     Sense::attention(conn.attentions.remove(0))
                 };
                 let (bytes, len) = sense.encode(cdb[1] & 1 != 0);
@@ -461,6 +481,7 @@ impl IscsiTarget {
                 }
                 Ok(())
             }
+            List::Sanitize => self.start_sanitize(t, Some(buf), data),
             List::ModeSelect { ten } => {
                 match crate::scsi::mode::select(&mut self.disk, ten, bytes) {
                     Ok(changed) => {

@@ -425,10 +425,13 @@ impl World {
     pub fn end(mut self) {
         let ids: Vec<u64> = self.pipes.keys().copied().collect();
         ids.into_iter().for_each(|id| self.hang_up(id));
-        while !self.pending.is_empty() {
-            self.complete(0);
+        for _ in 0..100 {
+            while !self.pending.is_empty() {
+                self.complete(0);
+            }
+            self.now = self.now.after(core::time::Duration::from_millis(100));
+            self.settle();
         }
-        self.settle();
         let status = self.target.status();
         assert_eq!(self.arena.owned(), 0, "buffers are lost");
         assert_eq!(status.tasks_in_flight, 0, "tasks are lost");

@@ -42,6 +42,7 @@ mod pdu;
 mod pool;
 mod receive;
 mod respond;
+mod sanitize;
 mod scsi;
 mod session;
 mod tag;

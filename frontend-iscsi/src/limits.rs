@@ -94,6 +94,8 @@ pub const PING_SPAN: Duration = Duration::from_secs(30);
 pub const PING_ANSWER_SPAN_MAX: Duration = Duration::from_secs(30);
 /// Time from the end of service to the close of connections that still have tasks.
 pub const SHUTDOWN_SPAN_MAX: Duration = Duration::from_secs(5);
+/// SANITIZE: bytes overwritten per second at most, so that it leaves room for other volumes.
+pub const SANITIZE_BYTES_PER_SECOND_MAX: u64 = 32 * 1024 * 1024;
 
 const _: () = assert!(TEXT_SEGMENT_BYTES_MAX as usize <= HEADER_BYTES_MAX);
 const _: () = assert!(FIRST_BURST_BYTES_MAX <= PART_BYTES_MAX);

@@ -39,7 +39,7 @@ pub(crate) struct Managing {
     /// All connections are closed after the answer.
     cold: bool,
     /// It is PREEMPT AND ABORT, a task itself.
-    task: Option<usize>,
+    task: Option<(usize, u32)>,
 }
 
 impl IscsiTarget {
@@ -134,9 +134,11 @@ impl IscsiTarget {
     fn end_managing(&mut self, data: &mut dyn Buffers, out: &mut Out) {
         while let Some(at) = self.managing.iter().position(|m| self.is_over(m)) {
             let done = self.managing.remove(at);
-            if let Some(t) = done.task {
-                self.tasks[t].fencing = false;
-                self.end_if_over(t, data, out);
+            if let Some((t, generation)) = done.task {
+                if self.tasks[t].generation == generation {
+                    self.tasks[t].fencing = false;
+                    self.end_if_over(t, data, out);
+                }
                 continue;
             }
             self.managed(done.slot, done.itt, answer::COMPLETE, data, out);
@@ -247,7 +249,7 @@ impl IscsiTarget {
             itt: 0,
             tasks,
             cold: false,
-            task: Some(t),
+            task: Some((t, self.tasks[t].generation)),
         });
         for victim in victims {
             self.abort(victim, data, out);

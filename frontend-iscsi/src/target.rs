@@ -11,6 +11,7 @@ use crate::limits::{
 use crate::manage::Managing;
 use crate::pdu::{Bhs, NO_TAG, flag, opcode};
 use crate::pool::Pool;
+use crate::sanitize::Sanitize;
 use crate::scsi::disk::Disk;
 use crate::scsi::reserve::Reservations;
 use crate::task::Task;
@@ -43,6 +44,7 @@ pub struct IscsiTarget {
     /// Exclusive parts at the engine.
     pub(crate) exclusive: Vec<(usize, usize)>,
     pub(crate) managing: Vec<Managing>,
+    pub(crate) sanitize: Sanitize,
     /// Ports whose tasks are to be aborted.
     pub(crate) victims: Vec<crate::scsi::reserve::Port>,
     /// Reservations as they were last to be kept, and the number of that state.
@@ -97,6 +99,7 @@ impl IscsiTarget {
             exclusive: Vec::new(),
             managing: Vec::new(),
             victims: Vec::new(),
+            sanitize: Sanitize::default(),
             kept: Vec::from(kept),
             kept_number: 0,
             kept_done: 0,
@@ -357,6 +360,7 @@ impl Machine for IscsiTarget {
             self.end_service(data, out);
         }
         self.arena_empty = false;
+        self.go_on_sanitizing(data, out);
         if !self.pool.waiting.is_empty() {
             self.feed_waiting(data, out);
         }
@@ -364,10 +368,13 @@ impl Machine for IscsiTarget {
     }
 
     fn deadline(&self) -> Option<Monotonic> {
-        [self.watch, self.shutdown_end, self.arena_retry]
-            .into_iter()
-            .flatten()
-            .min()
+        let ends = [
+            self.watch,
+            self.shutdown_end,
+            self.arena_retry,
+            self.sanitize.wake,
+        ];
+        ends.into_iter().flatten().min()
     }
 }
 

@@ -130,6 +130,8 @@ pub(crate) struct Task {
     pub(crate) receiving: bool,
     /// Waits until reservations are kept: number of the state.
     pub(crate) keeping: Option<u64>,
+    /// A task of ours that no initiator has asked for.
+    pub(crate) internal: bool,
     /// Waits until tasks that it has aborted are gone.
     pub(crate) fencing: bool,
     /// Ranges of UNMAP and EXTENDED COPY.
@@ -176,6 +178,7 @@ impl Task {
             waiting: false,
             receiving: false,
             keeping: None,
+            internal: false,
             fencing: false,
             spans: Vec::new(),
             span: 0,

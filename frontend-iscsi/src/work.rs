@@ -26,6 +26,11 @@ impl IscsiTarget {
                 break;
             };
             if !self.arm(t, p, &piece, data, out) {
+                if self.tasks[t].internal {
+                    // Looked at again by the clock, so that nobody stands behind it.
+                    self.sanitize.wake.get_or_insert(self.now);
+                    break;
+                }
                 self.tasks[t].waiting = true;
                 self.pool.waiting.push_back(t);
                 break;
@@ -62,6 +67,9 @@ impl IscsiTarget {
     ) -> bool {
         let task = &self.tasks[t];
         let (slot, work) = (task.slot, task.work);
+        if task.internal && work == Work::Fill && !self.may_sanitize(piece.len) {
+            return false;
+        }
         let collects = work.collects();
         let needs = match work {
             _ if collects => u64::from(piece.want),
@@ -451,10 +459,15 @@ impl IscsiTarget {
             return;
         }
         if !task.aborted {
+            let more = task.failure.is_none() && task.next_piece(1).is_some();
+            if task.internal && !more {
+                self.sanitize_step(t, data, out);
+                return;
+            }
             if task.keeping.is_some() || task.fencing {
                 return;
             }
-            if task.failure.is_none() && task.next_piece(1).is_some() {
+            if more {
                 return;
             }
             if !task.answered {
@@ -572,7 +585,7 @@ fn merge(source: BufSlice, target: BufSlice, data: &mut dyn Buffers) {
 }
 
 /// Fills a buffer with copies of a block.
-fn fill(buf: BufSlice, pattern: BufSlice, data: &mut dyn Buffers) {
+pub(crate) fn fill(buf: BufSlice, pattern: BufSlice, data: &mut dyn Buffers) {
     let mut at = 0;
     while at < buf.len {
         let len = pattern.len.min(buf.len - at);

@@ -157,6 +157,7 @@ fn limits(disk: &Disk, out: &mut Vec<u8>) {
 fn characteristics(out: &mut Vec<u8>) {
     let mut page = [0u8; 60];
     put16(&mut page, 0, 1); // does not rotate
+    page[3] = 0x40; // WABEREQ: blocks can be read after BLOCK ERASE
     out.extend_from_slice(&page);
 }
 

@@ -24,6 +24,7 @@ pub(crate) enum List {
         scope_type: u8,
     },
     Copy,
+    Sanitize,
 }
 
 /// What is done for a command that is not answered at once.
@@ -120,6 +121,10 @@ pub(crate) enum Plan {
     Release6,
     ReserveIn,
     CopyResults,
+    /// BLOCK ERASE, or EXIT FAILURE MODE.
+    Sanitize {
+        erase: bool,
+    },
 }
 
 /// Judges a CDB. Answers known at once are appended to `out`.
@@ -139,6 +144,7 @@ pub(crate) fn plan(disk: &Disk, cdb: &[u8; 16], out: &mut Vec<u8>) -> Result<Pla
         0x25 => inquiry::capacity10(disk, cdb, out)?,
         0x37 | 0xb7 => defects(cdb, out),
         0x42 => return unmap(disk, cdb),
+        0x48 => return crate::sanitize::plan(disk, cdb),
         0x4d => log::sense(cdb, out)?,
         0x5e => return Ok(Plan::ReserveIn),
         0x5f => return reserve_out(cdb),

@@ -60,6 +60,8 @@ pub(crate) struct Sense {
     /// The INFORMATION field.
     pub(crate) information: Option<u64>,
     pub(crate) field: Option<FieldPointer>,
+    /// Progress of SANITIZE in 65536ths.
+    pub(crate) progress: Option<u16>,
 }
 
 impl Sense {
@@ -69,6 +71,7 @@ impl Sense {
             code,
             information: None,
             field: None,
+            progress: None,
         }
     }
 
@@ -98,6 +101,8 @@ impl Sense {
     pub(crate) const DATA_PHASE: Sense = Sense::new(key::ABORTED_COMMAND, 0x4b00);
     pub(crate) const DATA_DIGEST: Sense = Sense::new(key::ABORTED_COMMAND, 0x4705);
     pub(crate) const UNEXPECTED_DATA: Sense = Sense::new(key::ABORTED_COMMAND, 0x0c0c);
+    pub(crate) const SANITIZING: Sense = Sense::new(key::NOT_READY, 0x041b);
+    pub(crate) const SANITIZE_FAILED: Sense = Sense::new(key::MEDIUM_ERROR, 0x3103);
     pub(crate) const STATE_NOT_KEPT: Sense = Sense::new(key::ABORTED_COMMAND, 0x4400);
 
     /// INVALID FIELD IN CDB at a byte.
@@ -143,6 +148,10 @@ impl Sense {
     }
 
     fn specific(&self) -> Option<[u8; 3]> {
+        if let Some(progress) = self.progress {
+            let [a, b] = progress.to_be_bytes();
+            return Some([0x80, a, b]);
+        }
         self.field.map(|field| {
             let [a, b] = field.byte.to_be_bytes();
             [if field.in_cdb { 0xc0 } else { 0x80 }, a, b]

@@ -141,6 +141,15 @@ impl Client {
         client
     }
 
+    /// As `ready`, while the unit is not.
+    pub(super) fn ready_in(world: &mut World, conn: u64, isid: u8) -> Client {
+        let mut client = Client::login(world, conn, isid, &[]);
+        let head = client.command(&[0; 6], 0x80, 0);
+        client.push(world, head, &[]);
+        client.take(world);
+        client
+    }
+
     pub(super) fn encode(&self, head: [u8; 48], body: &[u8]) -> Vec<u8> {
         let bytes = pdu(head, body);
         if !self.digests {
@@ -205,6 +214,8 @@ impl Client {
                 }
             }
             world.complete_all();
+            world.now = world.now.after(core::time::Duration::from_millis(40));
+            world.settle();
         }
     }
 

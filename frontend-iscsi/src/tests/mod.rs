@@ -7,3 +7,4 @@ mod limits;
 mod logins;
 mod model;
 mod reservations;
+mod sanitizing;
