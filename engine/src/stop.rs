@@ -2,7 +2,7 @@
 
 use crate::api::{ExitReason, Operator};
 use crate::engine::{Cx, Engine};
-use trilith_block::{MemberSet, Monotonic};
+use trilith_block::{ErrorKind, MemberSet, Monotonic};
 use trilith_wire::Message;
 
 /// A stop on its way.
@@ -21,6 +21,9 @@ impl Engine {
         match wish {
             Operator::AcceptLoss => {
                 if self.loss_wait {
+                    // M8, I17: what was asked for before belongs to clients that are gone; done
+                    // now it would overwrite what their successors have seen.
+                    self.abandon_all(ErrorKind::Io, cx);
                     self.loss_wait = false;
                     self.loss_bound = Some(self.loss);
                     self.mode_dirty = true;
