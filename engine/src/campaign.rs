@@ -65,6 +65,15 @@ impl Engine {
         }
     }
 
+    /// R10: a replica gave its vote of this term, or of a higher one, to another engine: only a
+    /// higher term brings it back.
+    fn meet_vote(&mut self, now: Monotonic) {
+        if let (true, Campaign::Idle { at }) = (self.open, &mut self.campaign) {
+            let soon = now.after(self.rng.jitter(self.cfg.timing.recampaign_max));
+            *at = Some(at.map_or(soon, |at| at.min(soon)));
+        }
+    }
+
     /// WELCOME has come.
     pub(crate) fn session_up(&mut self, member: MemberId, state: &ReplicaState, cx: &mut Cx<'_>) {
         self.mode_dirty = true;
@@ -81,6 +90,8 @@ impl Engine {
                     self.member_returned(member, state, cx);
                 } else if self.open && state.term < self.term {
                     self.ask_vote(member, cx);
+                } else if self.open {
+                    self.meet_vote(cx.now);
                 }
             }
         }
@@ -115,6 +126,10 @@ impl Engine {
         }
         match self.campaign {
             Campaign::Idle { at } => {
+                let lost = self.members_where(|p| p.is_up() && !p.promised && p.shut_out);
+                if self.open && at.is_none() && !lost.is_empty() {
+                    return self.meet_vote(cx.now);
+                }
                 let wanted = !self.open || at.is_some();
                 let due = at.is_none_or(|at| at <= cx.now);
                 if wanted && due && !self.stopping_without_term() && self.up_count() >= self.maj {
@@ -271,6 +286,9 @@ impl Engine {
                 self.peers[member.index()].vote_sent = false;
                 if reason == Reason::LeaderAlive {
                     self.other_leader = true;
+                }
+                if matches!(reason, Reason::Voted | Reason::Term) {
+                    self.peers[member.index()].shut_out = true;
                 }
                 return;
             }

@@ -156,6 +156,8 @@ pub(crate) struct Peer {
     pub(crate) heartbeat_at: Monotonic,
     /// When VOTE was sent in the current term on this session.
     pub(crate) vote_sent: bool,
+    /// It refused the vote of this term because it had given it away.
+    pub(crate) shut_out: bool,
     /// Its device failed or refused an entry: it does not count and is to be demoted.
     pub(crate) broken: bool,
     pub(crate) sealed: Option<bool>,
@@ -212,6 +214,7 @@ impl Peer {
             granted_at: Monotonic(0),
             heartbeat_at: Monotonic(0),
             vote_sent: false,
+            shut_out: false,
             broken: false,
             sealed: None,
             heals: 0,
@@ -238,6 +241,7 @@ impl Peer {
     pub(crate) fn reset_term(&mut self) {
         self.promised = false;
         self.vote_sent = false;
+        self.shut_out = false;
         self.survey = None;
         self.control.clear();
         self.standing = Standing::Unknown;
