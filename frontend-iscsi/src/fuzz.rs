@@ -515,12 +515,12 @@ pub fn fuzz_session(bytes: &[u8]) {
     session(&mut Numbers::of(bytes));
 }
 
-/// As [`fuzz_session`], from a seed.
-pub fn fuzz_seed(seed: u64) {
-    session(&mut Numbers::new(seed));
+/// As [`fuzz_session`], from a seed. Returns what the engine was asked for.
+pub fn fuzz_seed(seed: u64) -> Vec<Request> {
+    session(&mut Numbers::new(seed))
 }
 
-fn session(numbers: &mut Numbers) {
+fn session(numbers: &mut Numbers) -> Vec<Request> {
     let mut world = World::new(config());
     let mut serial = [1u32; 4];
     for step in 0..200 {
@@ -571,7 +571,9 @@ fn session(numbers: &mut Numbers) {
         }
     }
     world.arena.allowed = None;
+    let asked = core::mem::take(&mut world.asked);
     world.end();
+    asked
 }
 
 /// A PDU that often makes sense.

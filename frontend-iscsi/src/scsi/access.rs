@@ -18,6 +18,8 @@ pub(crate) enum Access {
 /// The access of a command.
 pub(crate) fn access(cdb: &[u8; 16]) -> Access {
     match cdb[0] {
+        // GET LBA STATUS.
+        0x9e if cdb[1] & 0x1f == 0x12 => Access::Reads,
         // INQUIRY, REQUEST SENSE, REPORT LUNS, RELEASE 6 (which then does nothing).
         0x12 | 0x03 | 0xa0 | 0x17 => Access::Free,
         // TEST UNIT READY, READ CAPACITY, LOG SENSE, reports, RECEIVE COPY RESULTS, RESERVE 6

@@ -5,6 +5,7 @@ use crate::fuzz::{
     fuzz_stream, login,
 };
 use std::vec::Vec;
+use trilith_block::Op;
 
 fn noise(numbers: &mut Numbers, len_max: usize) -> Vec<u8> {
     let len = numbers.below(len_max);
@@ -63,9 +64,21 @@ fn any_cdb_is_survived() {
 
 #[test]
 fn any_session_ends_with_nothing_left() {
+    let mut asked = Vec::new();
     for seed in 0..300 {
-        fuzz_seed(seed);
+        asked.extend(fuzz_seed(seed));
     }
+    // It reaches what it is for.
+    for op in [Op::Read, Op::Write, Op::Flush, Op::Discard, Op::WriteZeroes] {
+        assert!(
+            asked.iter().any(|request| request.op == op),
+            "{op:?} is never asked for"
+        );
+    }
+    let solicited = asked
+        .iter()
+        .filter(|r| r.op == Op::Write && r.range.len > 512);
+    assert!(solicited.count() > 20, "writes of several blocks");
     let mut numbers = Numbers::new(4);
     for _ in 0..100 {
         fuzz_session(&noise(&mut numbers, 1500));
