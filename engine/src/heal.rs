@@ -290,14 +290,15 @@ impl Engine {
             return;
         }
         let patience = self.cfg.timing.copy_lock_max * 4;
-        for id in self.locks.keys(|lock| !lock.granted && !lock.blocked) {
+        for id in self.locks.keys(|lock| !lock.granted) {
             let Some(lock) = self.locks.get(id).copied() else {
                 continue;
             };
             let in_place = self.rebuilds[lock.member.index()]
                 .as_ref()
                 .is_some_and(|r| r.in_place);
-            let settled = in_place || self.stream.uncommitted(lock.range).is_none();
+            let settled =
+                !lock.blocked && (in_place || self.stream.uncommitted(lock.range).is_none());
             let source = self.holders(lock.range).without(lock.member);
             if settled && self.source_of(source).is_some() {
                 if let Some(lock) = self.locks.get_mut(id) {
