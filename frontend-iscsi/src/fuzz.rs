@@ -615,7 +615,9 @@ fn random_pdu(numbers: &mut Numbers, serial: &mut u32) -> Vec<u8> {
             };
             head[at] = blocks;
             let expected = match cdb {
-                0x42 | 0x5f | 0x83 | 0x55 | 0x12 => u32::from(blocks),
+                0x42 | 0x5f => 24,
+                0x83 | 0x55 | 0x12 => u32::from(blocks),
+                0x41 | 0x93 => 512,
                 0x89 => u32::from(blocks) * 1024,
                 _ => u32::from(blocks) * 512,
             };
@@ -630,8 +632,14 @@ fn random_pdu(numbers: &mut Numbers, serial: &mut u32) -> Vec<u8> {
             } else {
                 body.clear();
             }
-            body.iter_mut()
-                .for_each(|b| *b = u8::try_from(numbers.draw() & 3).unwrap_or(0));
+            let zero = numbers.below(3) == 0;
+            for byte in &mut body {
+                *byte = u8::try_from(numbers.draw() & 3).unwrap_or(0);
+                *byte = if zero { 0 } else { *byte };
+            }
+            if matches!(cdb, 0x42 | 0x5f) {
+                parameter_list(numbers, &mut head, &mut body);
+            }
         }
         2 => {
             head[1] |= u8::try_from(numbers.below(9)).unwrap_or(0);
@@ -656,4 +664,28 @@ fn random_pdu(numbers: &mut Numbers, serial: &mut u32) -> Vec<u8> {
         *serial = serial.wrapping_add(1);
     }
     pdu(head, &body)
+}
+
+/// Makes the data of UNMAP or PERSISTENT RESERVE OUT something that makes sense.
+fn parameter_list(numbers: &mut Numbers, head: &mut [u8; 48], body: &mut Vec<u8>) {
+    let unmap = head[32] == 0x42;
+    head[1] = 0xa0;
+    head[33] = if unmap {
+        0
+    } else {
+        u8::try_from(numbers.below(8)).unwrap_or(0)
+    };
+    head[34] = [1, 3, 5, 6, 7, 8][numbers.below(6)];
+    head[37] = 0;
+    head[40] = 24;
+    body.clear();
+    body.resize(24, 0);
+    let mut small = |end| u8::try_from(numbers.below(end)).unwrap_or(0);
+    if unmap {
+        (body[1], body[3]) = (22, 16);
+        (body[15], body[19]) = (small(200), small(50));
+    } else {
+        (body[7], body[15], body[20]) = (small(3), small(3), small(2));
+    }
+    head[20..24].copy_from_slice(&24u32.to_be_bytes());
 }
