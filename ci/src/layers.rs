@@ -88,6 +88,12 @@ const LAYERS: &[Layer] = &[
             "trilith-frontend-iscsi",
         ],
     ),
+    layer(
+        "trilith-model",
+        "model",
+        false,
+        &["trilith-block", "trilith-wire", "trilith-engine"],
+    ),
     layer("perf", "perf", false, &[]),
     layer("trilith-ci", "ci", false, &[]),
     layer("trilith-e2e", "e2e", false, &[]),

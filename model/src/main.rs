@@ -1,0 +1,109 @@
+//! Explores the worlds of one size and prints what came out. Exit status 1: a property is broken.
+
+#![forbid(unsafe_code)]
+
+use clap::{Parser, ValueEnum};
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use trilith_model::{Report, Scope, Variant, check, find};
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Size {
+    /// Less than a minute on one core.
+    Small,
+    /// Some minutes.
+    Medium,
+}
+
+/// Explores the replication protocol in small worlds, exhaustively.
+#[derive(Parser)]
+struct Options {
+    /// How large the worlds are.
+    #[arg(long, value_enum, default_value = "small")]
+    size: Size,
+    /// Only the world of this name.
+    #[arg(long)]
+    world: Option<String>,
+    /// Also explore the variants with a rule left out: each must be found.
+    #[arg(long)]
+    faults: bool,
+    /// Also show that the base may be chosen by watermark.
+    #[arg(long)]
+    equivalent: bool,
+    /// Stop a world after this many seconds.
+    #[arg(long)]
+    limit: Option<u64>,
+}
+
+fn main() -> io::Result<ExitCode> {
+    let options = Options::parse();
+    let limit = options.limit.map(Duration::from_secs);
+    let mut out = io::stdout().lock();
+    let mut good = true;
+    let worlds = match options.size {
+        Size::Small => Scope::small(),
+        Size::Medium => Scope::medium(),
+    };
+    for scope in worlds {
+        if options
+            .world
+            .as_ref()
+            .is_some_and(|name| name != scope.name)
+        {
+            continue;
+        }
+        let started = Instant::now();
+        let report = check(scope, Variant::Correct, limit);
+        good &= report.broken.is_empty();
+        let result = if report.exhausted {
+            "exhausted"
+        } else if report.broken.is_empty() {
+            "stopped"
+        } else {
+            "BROKEN"
+        };
+        write!(out, "{:<12} {result:<10}", scope.name)?;
+        print(&mut out, &report, started.elapsed())?;
+    }
+    if options.equivalent {
+        // The watermark orders complete members as the sync epoch does, for both are barriers.
+        let started = Instant::now();
+        let report = check(Scope::demotion(), Variant::BaseByWatermark, limit);
+        good &= report.broken.is_empty();
+        write!(out, "base by watermark ")?;
+        print(&mut out, &report, started.elapsed())?;
+    }
+    if options.faults {
+        for (variant, scope, wanted) in Variant::faults() {
+            let started = Instant::now();
+            let report = find(scope, variant, &wanted, limit);
+            good &= !report.broken.is_empty();
+            write!(out, "{variant:?} in {} ", scope.name)?;
+            print(&mut out, &report, started.elapsed())?;
+        }
+    }
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn print(out: &mut impl Write, report: &Report, took: Duration) -> io::Result<()> {
+    writeln!(
+        out,
+        "{:>10} states {:>11} steps, depth {:>3}, {:.1} s",
+        report.states,
+        report.steps,
+        report.depth,
+        took.as_secs_f64()
+    )?;
+    for (name, history) in &report.broken {
+        writeln!(out, "    breaks {name}:")?;
+        for action in history {
+            writeln!(out, "      {action:?}")?;
+        }
+    }
+    Ok(())
+}
