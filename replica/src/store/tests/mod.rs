@@ -7,11 +7,14 @@ use std::rc::Rc;
 use std::vec;
 use std::vec::Vec;
 use trilith_block::{
-    BlockRange, Blocks, BufId, BufSlice, Buffers, ExtentNo, Lba, MemberId, MemberSet, Uuid, Words,
+    BlockRange, Blocks, BufId, BufSlice, Buffers, ChunkMap, ExtentNo, Lba, MemberId, MemberSet,
+    Uuid, Words,
 };
 
+mod barriers;
 mod behaviour;
 mod crash;
+mod crash_steps;
 mod disk;
 mod flushes;
 mod formats;
@@ -179,6 +182,12 @@ fn id(byte: u8) -> Uuid {
 
 fn member(index: usize) -> MemberId {
     MemberId::new(index).unwrap()
+}
+
+fn chunks(extent: u32, mask: u64) -> ChunkMap {
+    let mut map = ChunkMap::new();
+    map.set_mask(ExtentNo(extent), mask);
+    map
 }
 
 fn range(start: u64, count: u32) -> BlockRange {

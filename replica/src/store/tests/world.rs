@@ -106,6 +106,10 @@ pub(super) fn image(mut disk: TestDisk) -> Result<Box<Image>, OpenError> {
     }
 }
 
+pub(super) fn ops(world: &World) -> Vec<DiskOp> {
+    world.inflight.iter().map(|s| s.op).collect()
+}
+
 impl World {
     pub(super) fn new() -> World {
         open(formatted(&params()), &TestWords::new(), BOOT).unwrap()
