@@ -258,3 +258,55 @@ fn an_open_cut_twice_always_finds_a_superblock_whose_checkpoint_is_whole() {
         }
     }
 }
+
+#[test]
+fn a_power_loss_or_death_at_any_step_of_a_told_keeps_the_log_as_need() {
+    let mut world = World::new();
+    world.write(1, range(1024, 1), 1);
+    world.run();
+    let told = Told {
+        se: SyncEpoch {
+            term: Term(0),
+            n: 4,
+        },
+        iss: MemberSet::first(3).without(member(0)),
+        trk: MemberSet::first(3),
+        start: Idx(20),
+    };
+    world
+        .store
+        .told(Token(1), told, &mut world.buffers, &mut world.out)
+        .unwrap();
+    world.drain();
+    let mut done = false;
+    loop {
+        world.settle();
+        done |= world
+            .take_events()
+            .contains(&StoreEvent::Done { token: Token(1) });
+        let units = world.disk.undecided(&world.inflight);
+        let mut after: Vec<World> = fates(units.len(), 8, &mut Random(3))
+            .iter()
+            .map(|chosen| world.disk.after_power_loss(&units, chosen))
+            .map(|disk| open(disk, &TestWords::new(), id(9)).unwrap())
+            .collect();
+        after.push(open(world.disk.clone(), &world.words.deep_clone(), BOOT).unwrap());
+        for next in after {
+            let facts = next.store.facts();
+            let out = facts.se.n == 4;
+            assert!(out || !done);
+            assert_eq!(facts.iss.contains(member(0)), !out);
+            assert_eq!(facts.w, Idx(0), "its W stays");
+            assert!(!out || next.store.needs(range(1024, 1)));
+            let upto = [Idx(0), Idx(1), Idx(20)];
+            assert!(upto.contains(&next.store.upto()));
+            assert!(next.store.upto() != Idx(20) || out, "never before");
+            assert!(!done || !next.opened.resumed || next.store.upto() == Idx(20));
+        }
+        if world.inflight.is_empty() {
+            break;
+        }
+        world.complete(0);
+    }
+    assert!(done);
+}
