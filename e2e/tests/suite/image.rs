@@ -69,20 +69,32 @@ fn make_image(dir: &Path) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// True when both files have the same bytes over the length of the first.
-fn same(first: &Path, second: &Path) -> Result<bool> {
+/// Numbers of the 4 KiB blocks, over the length of the first file, in which the files differ.
+fn differing(first: &Path, second: &Path) -> Result<Vec<u64>> {
     let (mut a, mut b) = (File::open(first)?, File::open(second)?);
-    let (mut x, mut y) = (vec![0; 1 << 20], vec![0; 1 << 20]);
-    loop {
-        let n = a.read(&mut x)?;
-        if n == 0 {
-            return Ok(true);
-        }
-        b.read_exact(&mut y[..n])?;
-        if x[..n] != y[..n] {
-            return Ok(false);
+    let (mut x, mut y) = ([0; 4096], [0; 4096]);
+    let mut blocks = Vec::new();
+    for block in 0..fs::metadata(first)?.len() / 4096 {
+        a.read_exact(&mut x)?;
+        b.read_exact(&mut y)?;
+        if x != y {
+            blocks.push(block);
         }
     }
+    Ok(blocks)
+}
+
+fn ensure_same(first: &Path, second: &Path) -> Result<()> {
+    let blocks = differing(first, second)?;
+    let some = blocks.get(..blocks.len().min(20));
+    ensure!(
+        blocks.is_empty(),
+        "{} differs from {} in {} blocks: {some:?} ...",
+        second.display(),
+        first.display(),
+        blocks.len()
+    );
+    Ok(())
 }
 
 #[test]
@@ -122,20 +134,14 @@ fn an_image_survives_the_death_of_a_replica_half_way() -> Result<()> {
             &out.display().to_string(),
         ],
     )?;
-    ensure!(
-        same(&image, &out)?,
-        "what came out differs from what went in"
-    );
+    ensure_same(&image, &out)?;
     succeed("/usr/sbin/e2fsck", &["-fn", &out.display().to_string()])?;
 
     cluster.wait_state("healthy")?;
     cluster.stop()?;
     for member in 0..3 {
         let data = cluster.replica_dir(member).join("vol.data");
-        ensure!(
-            same(&image, &data)?,
-            "replica {member} differs from the image"
-        );
+        ensure_same(&image, &data)?;
     }
     Ok(())
 }
