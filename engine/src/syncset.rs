@@ -500,7 +500,25 @@ impl Engine {
             }
             self.send_owed(member, cx);
         }
+        self.flush_again(member, cx);
         self.pump(member, cx);
+    }
+
+    /// A FLUSH is accepted before it is done. One that was accepted and not answered when the
+    /// session was lost is not sent again with the entries, so the last of those is asked for here;
+    /// it covers the others.
+    fn flush_again(&mut self, member: MemberId, cx: &mut Cx<'_>) {
+        let peer = &self.peers[member.index()];
+        let accepted = |idx: &&Idx| peer.flushed < **idx && **idx <= peer.upto;
+        if let Some(idx) = self.flush_out.iter().rev().find(accepted).copied() {
+            let flush = Message::Flush {
+                term: self.term,
+                idx,
+                tidx: self.stream.tidx(),
+                sent_at: cx.now.0,
+            };
+            self.send(member, &flush, None, cx);
+        }
     }
 
     /// 6.2: a member of iss lost its window. What it accepted beyond its watermark is void; its

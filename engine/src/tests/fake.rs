@@ -434,7 +434,7 @@ impl Fake {
                 self.grant(engine, out.now);
                 self.accept(*idx, *tidx);
                 self.ack(*sent_at, out);
-                if self.iss.contains(self.member) {
+                if self.iss.contains(self.member) && !self.hold_flushes {
                     self.w = self.w.max(*idx);
                 }
                 self.answer(

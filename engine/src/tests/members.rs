@@ -47,6 +47,24 @@ fn a_short_absence_is_healed_by_sending_again() {
     w.stop();
 }
 
+/// Simulator seed 2209.
+#[test]
+fn a_flush_that_was_accepted_and_not_answered_is_asked_for_again() {
+    let mut w = World::new(1);
+    w.wait_mode(Mode::Healthy);
+    w.written(0, &[1; 4096]);
+    w.fakes[0].hold_flushes = true;
+    let flush = w.flush();
+    w.run(20);
+    w.isolate(0);
+    w.run(10);
+    w.fakes[0].held.clear();
+    w.fakes[0].hold_flushes = false;
+    w.heal(0);
+    assert_eq!(w.answer(flush), Ok(Vec::new()));
+    w.stop();
+}
+
 #[test]
 fn a_lost_member_is_demoted_told_rebuilt_and_joins() {
     let mut w = World::new(3);
