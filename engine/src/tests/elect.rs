@@ -164,7 +164,12 @@ fn a_lossy_recovery_serves_only_after_the_loss_is_accepted() {
     w.run(1_000);
     assert!(!w.answers.contains_key(&read), "M8: served over a loss");
     w.operator(Operator::AcceptLoss);
-    assert_eq!(w.answer(read), Ok(vec![1; 4096]), "flushed data is there");
+    assert_eq!(
+        w.answer(read),
+        Err(ErrorKind::Io),
+        "I17: the client that asked is bound to the old loss epoch"
+    );
+    assert_eq!(w.bytes(0, 4096), vec![1; 4096], "flushed data is there");
     assert_eq!(w.engine.loss(), Some(1));
     assert!(w.fakes.iter().all(|f| f.loss == 1));
     w.stop();
