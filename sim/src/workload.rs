@@ -456,15 +456,14 @@ impl Cluster {
         if !stable && (self.config.loses_data() || open.cuts != self.supervisor.counts.power_cuts) {
             return;
         }
-        let at = if wish.op == Op::Flush {
-            entry.invoked
-        } else {
-            self.history.instant()
-        };
         for block in blocks {
-            let Some(good) = self.history.acceptable(block, at) else {
-                continue;
+            // A FUA write promises to be durable itself, not what was written over it meanwhile.
+            let good = match wish.op {
+                Op::Flush => self.history.acceptable(block, entry.invoked),
+                _ if stable => self.history.acceptable_since(block, entry.invoked),
+                _ => self.history.acceptable(block, self.history.instant()),
             };
+            let Some(good) = good else { continue };
             let holders = self.hosts[..self.config.replicas]
                 .iter()
                 .filter_map(|h| h.disk.as_ref())

@@ -269,19 +269,29 @@ impl History {
     /// Values that a block may hold now on a replica that has everything that was answered before
     /// `at`. `None`: cannot be told (it was written in parts, or not in this epoch).
     pub fn acceptable(&self, block: u64, at: Instant) -> Option<Vec<Value>> {
-        let writes = || {
-            let touches = self.blocks.get(&block).into_iter().flatten();
-            touches
-                .map(|t| (t, self.entries[t.entry]))
-                .filter(|(_, e)| matches!(e.action, Action::Write | Action::Zero))
-        };
-        if writes().any(|(t, _)| (t.start, t.end) != (0, BLOCK)) {
-            return None;
-        }
-        let floor = writes()
+        let floor = self
+            .writes(block)
             .filter(|(_, e)| e.epoch == self.epoch && e.responded.is_some_and(|r| r < at))
             .map(|(_, e)| e.invoked)
             .max()?;
+        self.acceptable_since(block, floor)
+    }
+
+    /// Writes and zeroes of a block.
+    fn writes(&self, block: u64) -> impl Iterator<Item = (&Touch, Entry)> {
+        let touches = self.blocks.get(&block).into_iter().flatten();
+        touches
+            .map(|t| (t, self.entries[t.entry]))
+            .filter(|(_, e)| matches!(e.action, Action::Write | Action::Zero))
+    }
+
+    /// Values that a block may hold on a replica that has a write which was asked for at `floor`:
+    /// that one, and all that may come after it in the order. `None`: it was written in parts.
+    pub fn acceptable_since(&self, block: u64, floor: Instant) -> Option<Vec<Value>> {
+        let writes = || self.writes(block);
+        if writes().any(|(t, _)| (t.start, t.end) != (0, BLOCK)) {
+            return None;
+        }
         let fresh = writes().filter(|(_, e)| e.responded.is_none_or(|r| r >= floor));
         Some(
             fresh

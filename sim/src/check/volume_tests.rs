@@ -114,3 +114,21 @@ fn zeroes_over_a_flushed_write_are_a_loss() {
     client.read(0, 4096, 0);
     assert!(client.history.check().is_err());
 }
+
+/// Simulator seed 4298: a FUA write is durable; what was written over it meanwhile need not be.
+#[test]
+fn what_may_be_durable_in_place_of_a_write_is_what_may_come_after_it() {
+    let mut client = Client::new();
+    let old = client.write(0, BLOCK);
+    let fua = client.history.invoke(Action::Write, 0, BLOCK, true);
+    let meanwhile = client.write(0, BLOCK);
+    let later = client.write(0, BLOCK);
+    client.history.respond(fua, None).unwrap();
+    let since = client.history.entries()[fua as usize].invoked;
+    let good = client.history.acceptable_since(0, since).unwrap();
+    assert_eq!(good, [fua, meanwhile, later]);
+    assert!(!good.contains(&old));
+    // A read that starts now finds neither the old value nor the overwritten one.
+    let now = client.history.instant();
+    assert_eq!(client.history.acceptable(0, now).unwrap(), [fua, later]);
+}
