@@ -76,7 +76,7 @@ const LAYERS: &[Layer] = &[
         ],
     ),
     layer(
-        "trilith-sim",
+        "sim",
         "sim",
         false,
         &[

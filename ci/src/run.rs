@@ -83,7 +83,7 @@ pub(crate) fn sim(seeds: u64) -> Result<()> {
         "--profile",
         "sim",
         "-p",
-        "trilith-sim",
+        "sim",
         "--",
         "--seeds",
         &seeds,

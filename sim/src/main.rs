@@ -1,5 +1,6 @@
-//! `trilith-sim --seeds N [--from S] [--jobs J]` runs seeds; `--seed S [--trace] [--shrink]` tells
-//! the story of one, made as short as it goes. Exit code 1: a seed failed.
+//! `sim --seeds N [--from S] [--jobs J] [--failures F]` runs seeds; `--seed S [--trace] [--shrink]`
+//! tells the story of one, made as short as it goes. Exit code 1: a seed failed (or, where panics
+//! abort, a signal after the command that repeats the run).
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -7,15 +8,26 @@
     reason = "a command-line program that measures its own speed"
 )]
 
+use sim::config::Config;
+use sim::entropy::Entropy;
+use sim::run::{Report, run, run_seed};
+use sim::shrink::shrink;
+use sim::story::Detail;
+use std::cell::Cell;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
-use trilith_sim::config::Config;
-use trilith_sim::entropy::Entropy;
-use trilith_sim::run::{Report, run, run_seed};
-use trilith_sim::shrink::shrink;
-use trilith_sim::story::Detail;
+
+thread_local! {
+    /// The seed that this thread runs, for a panic that ends the program.
+    static SEED: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+/// How to run a seed again.
+fn repeat(seed: u64) -> String {
+    format!("cargo run --profile sim -p sim -- --seed {seed} --trace")
+}
 
 struct Arguments {
     seeds: u64,
@@ -70,6 +82,9 @@ fn main() -> ExitCode {
             eprintln!("{info}\n{}", std::backtrace::Backtrace::force_capture());
         } else if let Some(at) = info.location() {
             eprintln!("panic at {at}");
+        }
+        if let (true, Some(seed)) = (cfg!(panic = "abort"), SEED.get()) {
+            eprintln!("seed {seed} FAILED; repeat: {}", repeat(seed));
         }
     }));
     match arguments.seed {
@@ -162,6 +177,7 @@ fn many(arguments: &Arguments) -> ExitCode {
                     if seed >= end || full {
                         return;
                     }
+                    SEED.set(Some(seed));
                     let report = run_seed(seed, Detail::Off);
                     if let Ok(mut total) = total.lock() {
                         total.add(seed, report);
@@ -175,8 +191,9 @@ fn many(arguments: &Arguments) -> ExitCode {
     };
     let seconds = begun.elapsed().as_secs_f64();
     println!(
-        "{} seeds, {} failed; {} events in {seconds:.1} s = {:.0} events/s; {:.2} simulated hours",
-        total.seeds,
+        "{} seeds passed, {} failed; {} events in {seconds:.1} s = {:.0} events/s; \
+         {:.2} virtual hours",
+        total.seeds - total.failures.len() as u64,
         total.failures.len(),
         total.events,
         total.events as f64 / seconds,
@@ -194,8 +211,14 @@ fn many(arguments: &Arguments) -> ExitCode {
         total.losses,
         total.seals
     );
-    if let Some((seed, _)) = total.failures.first() {
-        println!("replay: cargo run --profile sim -p trilith-sim -- --seed {seed} --trace");
+    for (seed, why) in &total.failures {
+        println!("seed {seed}: {why}\n  repeat: {}", repeat(*seed));
+    }
+    if total.seeds < arguments.seeds {
+        println!(
+            "stopped after {} failures (--failures)",
+            total.failures.len()
+        );
     }
     if total.failures.is_empty() {
         ExitCode::SUCCESS

@@ -1,16 +1,36 @@
 //! Whole clusters: equal runs of equal seeds, seeds that once failed, and fresh ones.
 
-use trilith_sim::run::run_seed;
-use trilith_sim::story::Detail;
+use sim::run::run_seed;
+use sim::story::Detail;
 
-/// Seeds that failed once. Each is named after what it showed in the commit that fixed it.
-const REGRESSIONS: &[u64] = &[];
+/// Seeds that failed once, with what they showed at the time. Later changes of a machine move the
+/// events of a run, so a seed may not meet its fault any more; it costs little to keep.
+const REGRESSIONS: &[u64] = &[
+    1,    // a run of spans removed beyond its end
+    56,   // healing in place over a gap of the stream never ended
+    442,  //
+    232,  //
+    355,  // requests of dead clients were executed after the loss was accepted
+    568,  //
+    78,   // a split vote shut a replica out for ever
+    775,  //
+    1203, //
+    2212, // a blocked chunk lock: the engine turned without rest
+    2209, // a flush accepted before a crash of the replica was never answered
+    4298, // the checker asked more of a FUA write than it promises
+    626,  // endless events or no healing; gone with the fixes above
+    741,  //
+    788,  //
+    1304, //
+    1456, //
+    1582, //
+];
 
 fn passes(seed: u64) {
     let report = run_seed(seed, Detail::Off);
     assert_eq!(
         report.failure, None,
-        "replay: cargo run --profile sim -p trilith-sim -- --seed {seed} --trace"
+        "replay: cargo run --profile sim -p sim -- --seed {seed} --trace"
     );
 }
 
@@ -30,9 +50,10 @@ fn seeds_that_failed_once_pass() {
     }
 }
 
+/// A few, as this runs unoptimised; `cargo ci sim` runs thousands.
 #[test]
 fn fresh_seeds_pass() {
-    for seed in 0..300 {
+    for seed in 0..40 {
         passes(seed);
     }
 }
