@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 use trilith_block::{BufSlice, ChunkMap, ConnId, ExtentNo, Idx, MemberId, Monotonic, Uuid};
 use trilith_wire::auth::Nonce;
-use trilith_wire::{Decoder, MapKind, Message, ReplicaState};
+use trilith_wire::{Decoder, MapKind, Message, Reason, ReplicaState};
 
 /// Where the session is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -106,8 +106,8 @@ pub(crate) struct Peer {
     pub(crate) backoff: Duration,
     pub(crate) nonce: Nonce,
     pub(crate) replica: Uuid,
-    /// It said that this engine is not for it (wrong secret, volume, capacity ...).
-    pub(crate) refused: bool,
+    /// Why this engine and the replica are not for each other (secret, volume, capacity ...).
+    pub(crate) refused: Option<Reason>,
     pub(crate) lost_at: Monotonic,
     /// `None` only while a frame of this session is being handled.
     pub(crate) decoder: Option<Decoder>,
@@ -180,7 +180,7 @@ impl Peer {
             backoff,
             nonce: [0; 32],
             replica: Uuid::NONE,
-            refused: false,
+            refused: None,
             lost_at: now,
             decoder: Some(Decoder::new()),
             receive: Receive::Head,

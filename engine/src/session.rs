@@ -254,10 +254,11 @@ impl Engine {
                     replica: *replica,
                     protocol: *protocol,
                 };
-                if !auth::verify(&self.cfg.secret, Role::Replica, &binding, proof)
-                    || !(PROTOCOL_MIN..=PROTOCOL_MAX).contains(protocol)
-                {
-                    return self.unfit(member, cx);
+                if !(PROTOCOL_MIN..=PROTOCOL_MAX).contains(protocol) {
+                    return self.unfit(member, Reason::Protocol, cx);
+                }
+                if !auth::verify(&self.cfg.secret, Role::Replica, &binding, proof) {
+                    return self.unfit(member, Reason::Secret, cx);
                 }
                 peer.link = Link::Proved {
                     until: cx.now.after(self.cfg.timing.handshake_max),
@@ -326,9 +327,9 @@ impl Engine {
     }
 
     /// The replica is not one for this engine; try again seldom.
-    fn unfit(&mut self, member: MemberId, cx: &mut Cx<'_>) {
+    fn unfit(&mut self, member: MemberId, why: Reason, cx: &mut Cx<'_>) {
         let peer = &mut self.peers[member.index()];
-        peer.refused = true;
+        peer.refused = Some(why);
         peer.backoff = self.cfg.timing.redial_max;
         self.drop_session(member, cx);
     }
@@ -350,7 +351,7 @@ impl Engine {
             | Reason::Protocol
             | Reason::Secret
             | Reason::Config
-            | Reason::Mismatch => self.unfit(member, cx),
+            | Reason::Mismatch => self.unfit(member, reason, cx),
             Reason::Malformed
             | Reason::AttachEpoch
             | Reason::Term
@@ -371,14 +372,14 @@ impl Engine {
             && state.capacity <= trilith_block::limits::VOLUME_BYTES_MAX
             && (self.capacity == 0 || self.capacity == state.capacity);
         if state.member != member || state.voters != self.cfg.members || !capacity_ok {
-            return self.unfit(member, cx);
+            return self.unfit(member, Reason::Mismatch, cx);
         }
         if self.capacity == 0 {
             self.learn_capacity(state.capacity);
         }
         let peer = &mut self.peers[member.index()];
         peer.link = Link::Up;
-        peer.refused = false;
+        peer.refused = None;
         peer.backoff = self.cfg.timing.redial_min;
         peer.replica = state.replica;
         peer.state = Some(*state);

@@ -8,6 +8,7 @@ use crate::syncset::Standing;
 use alloc::vec::Vec;
 use core::time::Duration;
 use trilith_block::{Idx, MemberId, MemberSet, Monotonic, SyncEpoch, Term, Uuid};
+use trilith_wire::Reason;
 
 /// What a member is to the volume now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -145,6 +146,9 @@ pub struct MemberStatus {
     pub role: Role,
     /// Its session.
     pub link: Link,
+    /// Why the replica and this engine do not work together; none when they do or nothing is known.
+    /// Stays until a session stands.
+    pub refused: Option<Reason>,
     /// It holds this engine's term.
     pub promised: bool,
     /// It lost its window or a flush failed.
@@ -280,7 +284,7 @@ impl Engine {
             Standing::Telling { .. } | Standing::Tracked { .. } => Role::Rebuilding,
         };
         let link = match peer.link {
-            _ if peer.refused => Link::Refused,
+            _ if peer.refused.is_some() => Link::Refused,
             peer::Link::Up => Link::Up,
             peer::Link::Down { .. } => Link::Down,
             peer::Link::Dialling { .. }
@@ -292,6 +296,7 @@ impl Engine {
             replica: peer.replica,
             role,
             link,
+            refused: peer.refused,
             promised: peer.is_ours(),
             tainted: peer.state.is_some_and(|s| s.flags.tainted) && role != Role::InSync,
             upto: peer.upto,

@@ -177,6 +177,15 @@ fn table(report: &Report) -> String {
     if let Some(engine) = &report.engine {
         line(format!("\n{}", latency_table(engine)));
     }
+    let members = report.engine.iter().flat_map(|engine| &engine.members);
+    for member in members {
+        if let Some(why) = &member.refused {
+            line(format!(
+                "warning: replica {} is not used: {why}",
+                member.member
+            ));
+        }
+    }
     for replica in &report.replicas {
         match (&replica.report, &replica.error) {
             (Some(found), _) if found.window_dir.is_none() => line(format!(
@@ -295,6 +304,11 @@ mod tests {
             rebuild_seconds_left: Some(61),
             ..MemberReport::default()
         };
+        let stranger = MemberReport {
+            member: 2,
+            refused: Some("it holds another volume".into()),
+            ..MemberReport::default()
+        };
         let volume = VolumeReport {
             name: "vol".into(),
             size_bytes: 1 << 30,
@@ -306,7 +320,7 @@ mod tests {
             volume,
             engine: Some(EngineReport {
                 term: 9,
-                members: vec![rebuilding],
+                members: vec![rebuilding, stranger],
                 ..EngineReport::default()
             }),
             replicas: vec![
@@ -333,6 +347,7 @@ mod tests {
             "25 % at 2 MiB/s, 1 min 1 s left",
             "replica 0: gone",
             "warning: replica 1 has no tmpfs",
+            "warning: replica 2 is not used: it holds another volume",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }

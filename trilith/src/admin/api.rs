@@ -65,6 +65,9 @@ pub(crate) struct MemberReport {
     pub(crate) role: String,
     /// down, connecting, up or refused.
     pub(crate) link: String,
+    /// Why replica and engine do not work together, if they do not.
+    #[serde(default)]
+    pub(crate) refused: Option<String>,
     /// It lost its window, or a flush failed.
     pub(crate) tainted: bool,
     /// Committed entries it lacks.

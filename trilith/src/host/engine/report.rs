@@ -8,6 +8,7 @@ use crate::host::report::{engine_latency, engine_samples, millis, process, proce
 use trilith_engine::status::{Latencies, Link, MemberStatus, Role, Stage, StageLatency, Status};
 use trilith_engine::{Mode, Waiting};
 use trilith_runtime::Io;
+use trilith_wire::Reason;
 
 /// State of a volume in a word, and in a sentence.
 pub(super) fn words(mode: Mode) -> (&'static str, &'static str) {
@@ -58,6 +59,25 @@ fn link(link: Link) -> &'static str {
         Link::Connecting => "connecting",
         Link::Up => "up",
         Link::Refused => "refused",
+    }
+}
+
+/// Why a replica and the engine do not work together, for a human.
+fn refused(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Secret => "the secret of the replica and that of the engine differ",
+        Reason::WrongVolume => "it holds another volume",
+        Reason::Protocol => "they have no protocol version in common",
+        Reason::Config => "the engine's configuration is older than the replica's",
+        Reason::Mismatch => {
+            "its number, its list of replicas or its size is not what the engine expects"
+        }
+        Reason::Malformed => "it did not understand the engine",
+        Reason::AttachEpoch => "another engine has taken over",
+        Reason::Term | Reason::Voted | Reason::LeaderAlive => "it follows another engine",
+        Reason::Failed => "its store has failed",
+        Reason::Replaced => "a newer session has replaced this one",
+        Reason::Busy => "it has too many sessions",
     }
 }
 
@@ -151,6 +171,7 @@ impl EngineHost {
             address: self.address_text(status),
             role: role(status.role).to_owned(),
             link: link(status.link).to_owned(),
+            refused: status.refused.map(|reason| refused(reason).to_owned()),
             tainted: status.tainted,
             lag_entries: status.lag_entries,
             lag_bytes: status.lag_bytes,
