@@ -4,7 +4,6 @@ use crate::model::{Action, Protocol};
 use crate::scope::{Scope, Variant};
 use crate::state::Violation;
 use stateright::{Checker, HasDiscoveries, Model};
-use std::time::Duration;
 
 /// What came out.
 #[derive(Clone, Debug)]
@@ -21,35 +20,25 @@ pub struct Report {
     pub broken: Vec<(&'static str, Vec<Action>)>,
 }
 
-/// Explores a world to its end, or to the first broken property. `limit`: stop after this long.
-pub fn check(scope: Scope, variant: Variant, limit: Option<Duration>) -> Report {
-    run(scope, variant, HasDiscoveries::AnyFailures, limit)
+/// Explores a world to its end, or to the first broken property.
+pub fn check(scope: Scope, variant: Variant) -> Report {
+    run(scope, variant, HasDiscoveries::AnyFailures)
 }
 
 /// Explores a world until one of these is broken.
-pub fn find(
-    scope: Scope,
-    variant: Variant,
-    wanted: &[Violation],
-    limit: Option<Duration>,
-) -> Report {
+pub fn find(scope: Scope, variant: Variant, wanted: &[Violation]) -> Report {
     let wanted = wanted.iter().map(|v| v.name()).collect();
-    run(scope, variant, HasDiscoveries::AnyOf(wanted), limit)
+    run(scope, variant, HasDiscoveries::AnyOf(wanted))
 }
 
-fn run(scope: Scope, variant: Variant, until: HasDiscoveries, limit: Option<Duration>) -> Report {
+fn run(scope: Scope, variant: Variant, until: HasDiscoveries) -> Report {
     let protocol = Protocol {
         scope,
         variant,
         symmetry: true,
     };
-    let mut builder = protocol.checker().threads(1).finish_when(until);
-    if let Some(limit) = limit {
-        builder = builder.timeout(limit);
-    }
-    let started = std::time::Instant::now();
+    let builder = protocol.checker().threads(1).finish_when(until);
     let checker = builder.spawn_bfs().join();
-    let in_time = limit.is_none_or(|limit| started.elapsed() < limit);
     let broken: Vec<_> = checker
         .discoveries()
         .into_iter()
@@ -59,7 +48,7 @@ fn run(scope: Scope, variant: Variant, until: HasDiscoveries, limit: Option<Dura
         states: checker.unique_state_count(),
         steps: checker.state_count(),
         depth: checker.max_depth(),
-        exhausted: broken.is_empty() && in_time,
+        exhausted: broken.is_empty() && checker.is_done(),
         broken,
     }
 }

@@ -238,8 +238,11 @@ impl Scope {
     pub fn medium() -> Vec<Scope> {
         let mut all = Scope::small();
         all.push(Scope::power());
-        all.push(Scope::slow_crash());
-        all.push(Scope::crashes());
         all
+    }
+
+    /// Worlds that have not been explored to their end.
+    pub fn large() -> Vec<Scope> {
+        vec![Scope::slow_crash(), Scope::crashes()]
     }
 }
