@@ -494,10 +494,16 @@ impl World {
     }
 }
 
+/// Histories of a test run. `TRILITH_HISTORIES=10000 cargo test -p trilith-engine` runs more.
+fn histories() -> u64 {
+    let asked = std::env::var("TRILITH_HISTORIES").ok();
+    asked.and_then(|n| n.parse().ok()).unwrap_or(300)
+}
+
 #[test]
 fn what_must_survive_survives_random_histories() {
     let mut seen: BTreeMap<&'static str, u64> = BTreeMap::new();
-    for seed in 0..300 {
+    for seed in 0..histories() {
         let mut world = World::new(seed);
         for _ in 0..6 {
             let Some((outcome, term)) = world.recover() else {
