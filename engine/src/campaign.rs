@@ -430,10 +430,9 @@ impl Engine {
                 let late = majority_at
                     .map(|at| at.after(wait))
                     .filter(|at| *at > self.now);
-                [Some(until), late, self.plan_attempt.again]
-                    .into_iter()
-                    .flatten()
-                    .min()
+                // Once it has passed, what is missing is an answer to a survey.
+                let again = self.plan_attempt.again.filter(|at| *at > self.now);
+                [Some(until), late, again].into_iter().flatten().min()
             }
             Campaign::Recover => self
                 .recovery
