@@ -18,6 +18,8 @@ const REGRESSIONS: &[u64] = &[
     2212,    // a blocked chunk lock: the engine turned without rest
     2209,    // a flush accepted before a crash of the replica was never answered
     102_248, // the engine turned without rest while it waited for maps of a late voter
+    103_348, // the same
+    104_094, // a failed slot of the base was never healed
     4298,    // the checker asked more of a FUA write than it promises
     626,     // endless events or no healing; gone with the fixes above
     741,     //

@@ -281,6 +281,7 @@ impl Recovery {
         let mut work = ChunkMap::new();
         for member in self.iss.iter() {
             work.union(self.need(member));
+            work.union(self.plan.failed.get(member));
         }
         self.work = work;
         self.phase = Phase::Repair;
@@ -348,10 +349,13 @@ impl Recovery {
         let chunk = mask.trailing_zeros();
         self.work.remove_mask(extent, 1 << chunk);
         let bit = 1u64 << chunk;
-        let mut differing = MemberSet::EMPTY;
+        let (mut differing, mut failed) = (MemberSet::EMPTY, MemberSet::EMPTY);
         for member in self.iss.iter() {
             if self.need(member).mask(extent) & bit != 0 {
                 differing = differing.with(member);
+            }
+            if self.plan.failed.get(member).mask(extent) & bit != 0 {
+                failed = failed.with(member);
             }
         }
         let range = clipped_chunk(extent, chunk, self.plan.capacity_blocks);
@@ -363,8 +367,9 @@ impl Recovery {
                 end = Lba(end.0 + 1);
             }
             let count = Blocks(u32::try_from(end.0 - lba.0).unwrap_or(0));
-            // Where a member is itself the source there is nothing to repair.
-            let targets = differing.without(source);
+            // Where a member is itself the source there is nothing to repair, unless its device
+            // refused a write there: then it gets the same bytes again (M3).
+            let targets = differing.without(source).or(failed);
             if !targets.is_empty() {
                 self.runs.push_back(Run {
                     range: BlockRange::new(lba, count),

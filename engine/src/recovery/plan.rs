@@ -76,6 +76,9 @@ pub struct Plan {
     pub limbo: ChunkMap,
     /// D: for each voter the chunks where it may differ from the canonical content (R4).
     pub differing: MemberMaps,
+    /// For each voter the chunks of its failed slots: they are written anew there before the term
+    /// starts, even where its own content is the canonical one (M3).
+    pub failed: MemberMaps,
     /// Members to be repaired before the term starts (R6).
     pub first_iss: MemberSet,
     /// Position of the TERMSTART; the first entry of the term is `start + 1`.
@@ -202,6 +205,7 @@ pub fn plan(promises: &[Promise], voters: MemberSet, policy: &Policy) -> Result<
         overrides,
         limbo,
         differing,
+        failed: failed_chunks(&q, capacity_blocks),
         first_iss,
         start,
         capacity_blocks,
@@ -356,6 +360,23 @@ fn differing(
         clip(map, capacity_blocks);
     }
     differing
+}
+
+/// M3: a member with a failed slot does not acknowledge TERMSTART. A repair over the range heals it;
+/// the base, which nobody repairs, gets its own content again. Else a member without which there is
+/// no majority, once its disk had been full, would keep the volume closed for ever.
+fn failed_chunks(q: &[Voter<'_>], capacity_blocks: u64) -> MemberMaps {
+    let mut failed = MemberMaps::new();
+    for v in q {
+        let map = failed.get_mut(v.member());
+        for record in &v.promise.window {
+            if record.status == SlotStatus::Failed && record.range.in_one_extent() {
+                map.add_range(record.range);
+            }
+        }
+        clip(map, capacity_blocks);
+    }
+    failed
 }
 
 /// R6, who is repaired before the term starts: the base, everyone with little to repair, and as

@@ -524,6 +524,17 @@ fn a_member_with_a_failed_slot_comes_last() {
     );
 }
 
+/// M3, simulator seed 104094: the base itself is named, so that its failed slot gets healed.
+#[test]
+fn failed_slots_are_to_be_written_again_at_the_base_too() {
+    let bad = |m| promise(m, (1, 0), &ALL, 9).entry(10, range(0, 1), SlotStatus::Failed);
+    let plan = run(&[bad(0), bad(1)]);
+    for m in [0, 1] {
+        assert_eq!(plan.failed.get(member(m)), &chunks(&[range(0, 1)]));
+    }
+    assert!(plan.failed.get(member(2)).is_empty());
+}
+
 // ---- histories that broke drafts
 
 #[test]
