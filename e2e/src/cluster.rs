@@ -106,9 +106,11 @@ impl Cluster {
     /// When it does not come up.
     pub fn start(options: Options) -> Result<Cluster> {
         let base = std::env::var_os("TRILITH_E2E_DIR").map_or_else(std::env::temp_dir, Into::into);
-        let dir = tempfile::Builder::new()
+        let mut dir = tempfile::Builder::new()
             .prefix("trilith-e2e-")
             .tempdir_in(base)?;
+        // To look at what a failing test left behind.
+        dir.disable_cleanup(std::env::var_os("TRILITH_E2E_KEEP").is_some());
         let mut cluster = Cluster {
             options,
             dir,

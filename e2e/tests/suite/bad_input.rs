@@ -258,7 +258,7 @@ fn full_disk(cluster: &mut Cluster, from: &str, at: &str) -> Result<()> {
             "--size=200m",
             "--verify=crc32c",
         ])
-        .args(["--verify_fatal=1", "--minimal"])
+        .args(["--verify_fatal=1", "--verify_state_save=0", "--minimal"])
         .stdin(Stdio::null())
         .output()
         .context("run fio")?;

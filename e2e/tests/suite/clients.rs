@@ -148,6 +148,7 @@ fn fio_verifies_its_data_at_every_block_size() -> Result<()> {
                 "--io_size=32m",
                 "--verify=crc32c",
                 "--verify_fatal=1",
+                "--verify_state_save=0",
                 "--minimal",
             ],
         )?;
@@ -172,7 +173,12 @@ fn the_plain_backend_serves_the_same_disk() -> Result<()> {
         ..Options::default()
     })?;
     let uri = format!("--uri={}", cluster.uri());
-    let verify = ["--verify=crc32c", "--verify_fatal=1", "--minimal"];
+    let verify = [
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--verify_state_save=0",
+        "--minimal",
+    ];
     let job = [
         "--name=plain",
         "--ioengine=nbd",

@@ -30,6 +30,7 @@ fn fio_verify(cluster: &Cluster, seconds: u32) -> Result<Child> {
         .args([
             "--verify=crc32c",
             "--verify_fatal=1",
+            "--verify_state_save=0",
             "--verify_backlog=2048",
             "--minimal",
         ])

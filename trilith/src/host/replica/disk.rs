@@ -3,9 +3,12 @@
 //! What a file system cannot do is done another way here, so that the store need not know: a range
 //! that cannot be punched or zeroed is overwritten with zeroes, space that cannot be reserved is
 //! not reserved, and what lies beyond the end of a file reads as zeroes.
+//!
+//! The store gives all parts of one change or read the same tag, so what is in flight is known here
+//! by a place of its own.
 
 use crate::limits::ZERO_STEP_BYTES;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use trilith_block::{BufSlice, Buffers};
 use trilith_replica::store::{DiskError, DiskOp, DiskTag, FileRole};
 use trilith_runtime::{self as runtime, DiskDone, DiskRequest, Errno, FileId, Io};
@@ -21,6 +24,40 @@ struct Overwrite {
     end: u64,
 }
 
+/// An operation in flight.
+#[derive(Clone, Copy, Debug)]
+struct Started {
+    tag: DiskTag,
+    what: What,
+}
+
+/// What the completion of an operation must know besides its result.
+#[derive(Clone, Copy, Debug)]
+enum What {
+    Read(BufSlice),
+    Gap(Overwrite),
+    Reservation,
+    Overwriting(Overwrite),
+    Plain,
+}
+
+impl What {
+    fn of(op: DiskOp) -> What {
+        match op {
+            DiskOp::Read { buf, .. } => What::Read(buf),
+            DiskOp::PunchHole { role, offset, len } | DiskOp::ZeroRange { role, offset, len } => {
+                What::Gap(Overwrite {
+                    role,
+                    next: offset,
+                    end: offset + len,
+                })
+            }
+            DiskOp::Allocate { .. } => What::Reservation,
+            DiskOp::Write { .. } | DiskOp::Flush { .. } => What::Plain,
+        }
+    }
+}
+
 /// The files of a store.
 #[derive(Debug)]
 pub(crate) struct StoreDisk {
@@ -28,11 +65,9 @@ pub(crate) struct StoreDisk {
     data: FileId,
     /// Operations that found the loop's queue full, oldest first. The store limits its own.
     waiting: VecDeque<(DiskTag, DiskOp)>,
-    /// Operations in flight whose completion needs more than its result.
-    reads: BTreeMap<DiskTag, BufSlice>,
-    gaps: BTreeMap<DiskTag, (FileRole, u64, u64)>,
-    reservations: BTreeSet<DiskTag>,
-    overwrites: BTreeMap<DiskTag, Overwrite>,
+    /// Operations in flight; the loop's token of one is its index. At most what the loop takes.
+    started: Vec<Option<Started>>,
+    free: Vec<usize>,
     zeroes: Option<BufSlice>,
 }
 
@@ -43,10 +78,8 @@ impl StoreDisk {
             meta,
             data,
             waiting: VecDeque::new(),
-            reads: BTreeMap::new(),
-            gaps: BTreeMap::new(),
-            reservations: BTreeSet::new(),
-            overwrites: BTreeMap::new(),
+            started: Vec::new(),
+            free: Vec::new(),
             zeroes: None,
         }
     }
@@ -100,99 +133,77 @@ impl StoreDisk {
                 (role, runtime::DiskOp::ZeroRange { offset, len })
             }
         };
-        if io
-            .disk(
-                self.file(role),
-                DiskRequest {
-                    op: request,
-                    token: tag.0,
-                },
-            )
-            .is_err()
-        {
-            return false;
+        let what = What::of(op);
+        self.submit(io, role, request, Started { tag, what })
+    }
+
+    /// False when the loop has no place.
+    fn submit(
+        &mut self,
+        io: &mut Io,
+        role: FileRole,
+        op: runtime::DiskOp,
+        started: Started,
+    ) -> bool {
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.started.push(None);
+            self.started.len() - 1
+        });
+        let token = u64::try_from(place).unwrap_or(u64::MAX);
+        let taken = io.disk(self.file(role), DiskRequest { op, token }).is_ok();
+        if taken {
+            self.started[place] = Some(started);
+        } else {
+            self.free.push(place);
         }
-        match op {
-            DiskOp::Read { buf, .. } => {
-                self.reads.insert(tag, buf);
-            }
-            DiskOp::PunchHole { role, offset, len } | DiskOp::ZeroRange { role, offset, len } => {
-                self.gaps.insert(tag, (role, offset, len));
-            }
-            DiskOp::Allocate { .. } => {
-                self.reservations.insert(tag);
-            }
-            DiskOp::Write { .. } | DiskOp::Flush { .. } => {}
-        }
-        true
+        taken
     }
 
     /// What a completion of the loop means for the store. `None`: the operation goes on.
     pub(crate) fn done(&mut self, io: &mut Io, done: DiskDone) -> Option<Completed> {
-        let tag = DiskTag(done.token);
-        if let Some(buf) = self.reads.remove(&tag) {
-            return Some((
-                tag,
-                done.result.map(|n| fill_rest(io, buf, n)).map_err(kind),
-            ));
-        }
-        if self.overwrites.contains_key(&tag) {
-            return match done.result {
-                Ok(_) => self.overwrite(io, tag),
-                Err(error) => {
-                    self.overwrites.remove(&tag);
-                    Some((tag, Err(kind(error))))
-                }
-            };
-        }
+        let place = usize::try_from(done.token).ok()?;
+        let Started { tag, what } = self.started.get_mut(place)?.take()?;
+        self.free.push(place);
         let unsupported = done.result == Err(Errno::NOT_SUPPORTED);
-        if let Some((role, offset, len)) = self.gaps.remove(&tag).filter(|_| unsupported) {
-            self.overwrites.insert(
-                tag,
-                Overwrite {
-                    role,
-                    next: offset,
-                    end: offset + len,
-                },
-            );
-            return self.overwrite(io, tag);
-        }
-        if self.reservations.remove(&tag) && unsupported {
-            return Some((tag, Ok(())));
-        }
-        Some((tag, done.result.map(|_| ()).map_err(kind)))
+        let result = match what {
+            What::Read(buf) => done.result.map(|n| fill_rest(io, buf, n)),
+            What::Gap(range) if unsupported => return self.overwrite(io, tag, range),
+            What::Overwriting(range) if done.result.is_ok() => {
+                return self.overwrite(io, tag, range);
+            }
+            What::Reservation if unsupported => Ok(()),
+            What::Gap(_) | What::Overwriting(_) | What::Reservation | What::Plain => {
+                done.result.map(|_| ())
+            }
+        };
+        Some((tag, result.map_err(kind)))
     }
 
     /// Writes the next zeroes of a range. `Some` when it is over.
-    fn overwrite(&mut self, io: &mut Io, tag: DiskTag) -> Option<Completed> {
-        let range = *self.overwrites.get(&tag)?;
+    fn overwrite(&mut self, io: &mut Io, tag: DiskTag, range: Overwrite) -> Option<Completed> {
         let left = range
             .end
             .saturating_sub(range.next)
             .min(u64::from(ZERO_STEP_BYTES));
         let left = u32::try_from(left).unwrap_or(0);
         if left == 0 {
-            self.overwrites.remove(&tag);
             return Some((tag, Ok(())));
         }
+        let rest = Overwrite {
+            next: range.next + u64::from(left),
+            ..range
+        };
         let started = self.zeroes(io).is_some_and(|zeroes| {
             let op = runtime::DiskOp::Write {
                 offset: range.next,
                 buf: zeroes.slice(0, left),
                 dsync: false,
             };
-            io.disk(self.file(range.role), DiskRequest { op, token: tag.0 })
-                .is_ok()
+            let what = What::Overwriting(rest);
+            self.submit(io, range.role, op, Started { tag, what })
         });
-        if !started {
-            // No memory or no place: the store treats the entry as failed and tries it again.
-            self.overwrites.remove(&tag);
-            return Some((tag, Err(DiskError::Io)));
-        }
-        if let Some(range) = self.overwrites.get_mut(&tag) {
-            range.next += u64::from(left);
-        }
-        None
+        // No memory or no place: the store treats the entry as failed and tries it again.
+        (!started).then_some((tag, Err(DiskError::Io)))
     }
 
     fn zeroes(&mut self, io: &mut Io) -> Option<BufSlice> {
@@ -325,5 +336,32 @@ mod tests {
         assert_eq!(run(&mut turns, &mut host, op), (DiskTag(7), Ok(())));
         let bytes = turns.io().arena().bytes(buf).to_vec();
         assert!(bytes[..4096].iter().all(|b| *b == 1) && bytes[4096..].iter().all(|b| *b == 0));
+    }
+
+    #[test]
+    fn parts_of_one_read_share_a_tag_and_keep_their_bytes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut turns, mut host) = set_up(dir.path());
+        let buf = turns.io().arena().alloc(1 << 20).unwrap();
+        for round in 0..20 {
+            turns.io().arena().bytes_mut(buf).fill(9);
+            // A short part, a hole, a long part: the short one ends first.
+            for part in [buf.slice(0, 4096), buf.slice(65536, 900 * 1024)] {
+                let offset = u64::from(part.offset);
+                let (role, buf) = (FileRole::Data, part);
+                let op = DiskOp::Read { role, offset, buf };
+                host.disk.start(turns.io(), DiskTag(7), op);
+            }
+            while host.completed.len() < 2 {
+                turns.turn(&mut host, Duration::from_secs(10)).unwrap();
+            }
+            assert_eq!(host.completed, [(DiskTag(7), Ok(())); 2]);
+            host.completed.clear();
+            let bytes = turns.io().arena().bytes(buf);
+            assert!(bytes[..4096].iter().all(|b| *b == 1), "round {round}");
+            assert!(bytes[4096..65536].iter().all(|b| *b == 9), "round {round}");
+            let long = &bytes[65536..65536 + 900 * 1024];
+            assert!(long.iter().all(|b| *b == 1), "round {round}");
+        }
     }
 }
