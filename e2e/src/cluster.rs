@@ -36,6 +36,8 @@ impl Default for Options {
 pub struct Cluster {
     options: Options,
     dir: tempfile::TempDir,
+    /// What outlives a process but not the kernel; on tmpfs, gone with the test.
+    windows: tempfile::TempDir,
     port: u16,
     up: Option<Child>,
 }
@@ -114,6 +116,9 @@ impl Cluster {
         let mut cluster = Cluster {
             options,
             dir,
+            windows: tempfile::Builder::new()
+                .prefix("trilith-e2e-")
+                .tempdir_in("/dev/shm")?,
             port: free_port()?,
             up: None,
         };
@@ -129,6 +134,11 @@ impl Cluster {
     /// Directory given to `trilith up --dir`.
     pub fn data(&self) -> PathBuf {
         self.dir.path().join("data")
+    }
+
+    /// Directory on tmpfs that holds the replicas' windows.
+    pub fn windows(&self) -> &Path {
+        self.windows.path()
     }
 
     /// `host:port` of the NBD server.
@@ -167,6 +177,8 @@ impl Cluster {
             .arg("--dir")
             .arg(&data)
             .args(["--nbd", &self.address()])
+            .arg("--window-dir")
+            .arg(self.windows.path())
             .args(&self.options.more)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)

@@ -167,8 +167,9 @@ fn no_acknowledged_write_is_lost_when_the_engine_is_killed() -> Result<()> {
 }
 
 /// Kills everything and forgets what lives in tmpfs, as a power cut does.
-fn power_cut(cluster: &mut Cluster, windows: &std::path::Path) -> Result<()> {
+fn power_cut(cluster: &mut Cluster) -> Result<()> {
     cluster.kill_all()?;
+    let windows = cluster.windows();
     let mut removed = 0;
     for entry in fs::read_dir(windows)?.flatten() {
         if entry.file_type()?.is_dir() {
@@ -184,24 +185,14 @@ fn power_cut(cluster: &mut Cluster, windows: &std::path::Path) -> Result<()> {
 
 #[test]
 fn flushed_writes_survive_a_power_cut_of_all_replicas() -> Result<()> {
-    let windows = tempfile::Builder::new()
-        .prefix("trilith-e2e-")
-        .tempdir_in("/dev/shm")?;
-    let more = vec![
-        "--window-dir".to_owned(),
-        windows.path().display().to_string(),
-    ];
-    let mut cluster = Cluster::start(Options {
-        more,
-        ..Options::default()
-    })?;
+    let mut cluster = Cluster::start(Options::default())?;
     cluster.wait_state("healthy")?;
     let (mut history, mut random) = (History::new(), Random(11));
     for _ in 0..2 {
         let mut client = cluster.client()?;
         write_some(&mut client, &mut history, &mut random, 3000)?;
         drop(client);
-        power_cut(&mut cluster, windows.path())?;
+        power_cut(&mut cluster)?;
         cluster.spawn()?;
         // The recovery may have lost unflushed writes, so it waits for the operator (M8).
         wait_until("the volume to serve or to ask about the loss", || {
