@@ -359,7 +359,9 @@ impl Handler for Flood {
 fn peer_that_does_not_read_is_closed_at_the_limit() {
     for backend in backends() {
         let mut driver = new_loop(backend, 4);
-        let mut flood = Flood::new(40, None);
+        // A mebibyte each: some more than may be queued.
+        let most = trilith_runtime::limits::OUTPUT_BYTES_MAX >> 20;
+        let mut flood = Flood::new(most + 8, None);
         let address = serve(&mut driver, &tcp());
         let _stream = connect(&address);
         drive(&mut driver, &mut flood, |flood, _| flood.closed == 1);
