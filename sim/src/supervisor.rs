@@ -9,7 +9,7 @@ use crate::network::Host;
 use crate::process::{Effect, EngineProgram, Node, Program};
 use crate::world::{MILLIS, Nanos, SECONDS};
 use std::collections::{BTreeMap, VecDeque};
-use trilith_block::{Actions, Machine, MemberSet, Uuid};
+use trilith_block::{Actions, Buffers, Machine, MemberSet, Uuid};
 use trilith_engine::{Engine, EngineConfig, ExitReason, Mode, Operator, Waiting};
 
 /// What the supervisor and the operator know.
@@ -396,6 +396,12 @@ impl Cluster {
         if waiting {
             self.restart_clients(host);
             if let Some((engine, arena)) = node.engine_and_arena() {
+                // I17: what the engine has not taken yet is of the old clients too.
+                for request in engine.refused.drain(..) {
+                    if let Some(data) = request.data {
+                        arena.release(data.buf);
+                    }
+                }
                 let event = trilith_engine::Event::Operator(Operator::AcceptLoss);
                 engine.machine.step(clock, event, arena, &mut engine.out);
                 self.supervisor.client_loss = engine.machine.loss();

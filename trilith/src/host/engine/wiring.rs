@@ -271,17 +271,22 @@ impl EngineHost {
         for listener in self.parts.nbd_listeners.drain(..) {
             io.stop_listening(listener);
         }
-        for request in std::mem::take(&mut self.pending) {
+        self.end_pending(io, ErrorKind::Fenced);
+        self.nbd(io, FrontendEvent::Serving(false));
+    }
+
+    /// Ends what the engine has not taken yet, and what the frontend gives next as it has room again.
+    fn end_pending(&mut self, io: &mut Io, kind: ErrorKind) {
+        while let Some(request) = self.pending.pop_front() {
             if let Some(data) = request.data {
                 io.arena().release(data.buf);
             }
             let completion = Completion {
                 tag: request.tag,
-                result: Err(ErrorKind::Fenced),
+                result: Err(kind),
             };
             self.complete(io, completion);
         }
-        self.nbd(io, FrontendEvent::Serving(false));
     }
 
     /// The second word to stop, for example the end of the supervisor's pipe, adds nothing.
@@ -333,6 +338,8 @@ impl EngineHost {
                 if self.parts.engine.mode() != Mode::Waiting(Waiting::LossAccepted) {
                     return Answer::text(Status::Conflict, "no loss waits to be accepted");
                 }
+                // M8, I17: as the engine does with those that it has taken.
+                self.end_pending(io, ErrorKind::Io);
                 self.operator(io, Operator::AcceptLoss);
                 Answer::text(Status::Ok, "loss accepted")
             }
