@@ -19,7 +19,7 @@ use anyhow::{Result, bail};
 use std::time::Duration;
 
 /// How long anything may take before a test fails.
-pub const WAIT_MAX: Duration = Duration::from_secs(60);
+pub const WAIT_MAX: Duration = Duration::from_secs(240);
 
 /// Steps of a wait.
 const STEP: Duration = Duration::from_millis(20);
