@@ -40,6 +40,11 @@ pub(crate) const GRANT_RENEWAL: Duration = Duration::from_secs(5);
 /// How long a replica waits for the lock of its data file, that is for the last write of its
 /// predecessor to land (K1). Reached: it exits and its supervisor tries again.
 pub(crate) const DATA_LOCK_WAIT_MAX: Duration = Duration::from_secs(30);
+/// How long a process waits for an address that is in use: the kernel keeps the sockets of one that
+/// was killed until its ring is torn down. Reached: the address is somebody else's, an error.
+pub(crate) const LISTEN_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Time between two tries to listen.
+pub(crate) const LISTEN_RETRY: Duration = Duration::from_millis(20);
 /// How often a replica measures the room on its file system.
 pub(crate) const SPACE_CHECK_PERIOD: Duration = Duration::from_secs(10);
 /// Time that a dial of a replica may take. The engine has a limit of its own for dial and handshake.

@@ -3,7 +3,7 @@
 use crate::cli::ProcessArgs;
 use crate::control::{Command, News};
 use crate::exit::setup;
-use crate::limits::LINE_BYTES_MAX;
+use crate::limits::{LINE_BYTES_MAX, LISTEN_RETRY, LISTEN_WAIT_MAX};
 use anyhow::Context;
 use rustix::fs::{FlockOperation, OFlags, fcntl_getfl, fcntl_setfl, flock};
 use rustix::process::{Pid, Signal as Death, getppid, set_parent_process_death_signal};
@@ -83,7 +83,8 @@ pub(crate) fn start(args: &ProcessArgs) -> anyhow::Result<Process> {
     })
 }
 
-/// Listens; `private`: TCP only on loopback, since nobody proves who they are there.
+/// Listens; `private`: TCP only on loopback, since nobody proves who they are there. Waits a little
+/// for a predecessor that was killed and still holds the address.
 ///
 /// # Errors
 /// When the address is in use or not allowed.
@@ -96,7 +97,22 @@ pub(crate) fn listen(io: &mut Io, address: &Address, private: bool) -> anyhow::R
         let why = anyhow::anyhow!("expected a unix socket or a loopback address, found {address}");
         return Err(setup(why.context("listen for admins")));
     }
+    let tries = LISTEN_WAIT_MAX.as_millis() / LISTEN_RETRY.as_millis();
+    for _ in 1..tries {
+        match io.listen(address) {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => pause(LISTEN_RETRY),
+            done => return done.map_err(setup),
+        }
+    }
     io.listen(address).map_err(setup)
+}
+
+/// Lets time pass before the loop runs: the kernel gives no event when an address comes free.
+fn pause(span: std::time::Duration) {
+    if let Ok(span) = rustix::time::Timespec::try_from(span) {
+        // Cut short by a signal, it is only a shorter pause.
+        let _: rustix::thread::NanosleepRelativeResult = rustix::thread::nanosleep(&span);
+    }
 }
 
 /// Ends with the supervisor: SIGTERM when it dies, also when it hangs in a way that leaves the
