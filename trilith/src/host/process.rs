@@ -111,7 +111,7 @@ pub(crate) fn listen(io: &mut Io, address: &Address, private: bool) -> anyhow::R
 fn pause(span: std::time::Duration) {
     if let Ok(span) = rustix::time::Timespec::try_from(span) {
         // Cut short by a signal, it is only a shorter pause.
-        let _: rustix::thread::NanosleepRelativeResult = rustix::thread::nanosleep(&span);
+        drop(rustix::thread::nanosleep(&span));
     }
 }
 
