@@ -30,7 +30,9 @@ pub enum Event<'a> {
 /// What an operator or supervisor wants.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Operator {
-    /// Serve although acknowledged, unflushed writes were lost (M8).
+    /// Serve although acknowledged, unflushed writes were lost (M8). Every request taken before
+    /// ends with `Io`. The driver ends those that `submit` gave back in the same way first: they
+    /// are of the same clients (I17).
     AcceptLoss,
     /// Stop cleanly: drain, flush, seal the replicas, then [`ExitReason::Stopped`].
     Stop,

@@ -2,6 +2,7 @@
 
 use super::testing::{Pool, member, promise, range, set};
 use super::*;
+use crate::limits::START_GAP;
 use alloc::vec;
 use core::time::Duration;
 use trilith_block::{BlockRange, Buffers, Idx, MemberSet, Monotonic};
@@ -158,11 +159,7 @@ fn the_term_starts_when_every_repair_is_done_and_counts_who_answers() {
     assert_eq!(starts(&steps), ALL);
     assert!(matches!(
         steps[0],
-        RecoveryStep::TermStart {
-            start: Idx(8),
-            loss: 0,
-            ..
-        }
+        RecoveryStep::TermStart { start, loss: 0, .. } if start == Idx(7 + START_GAP)
     ));
     assert!(
         bench
@@ -174,7 +171,7 @@ fn the_term_starts_when_every_repair_is_done_and_counts_who_answers() {
     let outcome = Outcome {
         iss: set(&ALL),
         counted: set(&[1, 2]),
-        start: Idx(8),
+        start: Idx(7 + START_GAP),
         loss: 0,
         lossy: false,
     };

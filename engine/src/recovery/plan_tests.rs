@@ -2,6 +2,7 @@
 
 use super::testing::{chunks, member, policy, promise, range, set};
 use super::*;
+use crate::limits::START_GAP;
 use core::time::Duration;
 use trilith_block::{Idx, Lba, MemberSet, Term};
 use trilith_wire::SlotStatus;
@@ -44,20 +45,21 @@ fn strangers_and_second_promises_of_a_member_do_not_count() {
 }
 
 #[test]
-fn equal_members_need_no_repair_and_start_above_every_position() {
+fn equal_members_need_no_repair_and_start_beyond_every_position() {
     let a = promise(0, (1, 0), &ALL, 5);
     let mut b = promise(1, (1, 0), &ALL, 5);
     b.state.max_idx = Idx(17);
     let plan = run(&[a, b]);
     assert!(!plan.lossy);
-    assert_eq!((plan.tm, plan.loss, plan.start), (Term(1), 0, Idx(18)));
+    assert_eq!((plan.tm, plan.loss), (Term(1), 0));
+    assert_eq!(plan.start, Idx(17 + START_GAP));
     assert!(plan.overrides.is_empty() && plan.limbo.is_empty());
     assert_eq!(plan.first_iss, set(&[0, 1]));
     assert_eq!(plan.loss_known, set(&[0, 1]));
 }
 
 #[test]
-fn start_is_above_watermark_tidx_and_window_too() {
+fn start_is_a_window_beyond_watermark_tidx_and_window_too() {
     for f in [
         (|p: &mut Promise| p.state.w = Idx(40)) as fn(&mut Promise),
         |p| p.state.tidx = Idx(40),
@@ -72,8 +74,17 @@ fn start_is_above_watermark_tidx_and_window_too() {
     ] {
         let mut a = promise(0, (1, 0), &ALL, 5);
         f(&mut a);
-        assert_eq!(run(&[a, promise(1, (1, 0), &ALL, 5)]).start, Idx(41));
+        let start = run(&[a, promise(1, (1, 0), &ALL, 5)]).start;
+        assert_eq!(start, Idx(40 + START_GAP));
     }
+}
+
+#[test]
+fn a_watermark_that_only_an_absent_member_has_claims_nothing_of_the_new_term() {
+    // Member 2 alone received and flushed a full window above what the others have accepted.
+    let plan = run(&[promise(0, (1, 0), &ALL, 5), promise(1, (1, 0), &ALL, 5)]);
+    let stale = Idx(5 + crate::limits::WINDOW_SLOTS);
+    assert!(stale < plan.start);
 }
 
 // ---- R1, R2, M7
