@@ -2,6 +2,7 @@
 
 use crate::disk::DiskDone;
 use crate::io::{Io, ListenerId};
+use crate::ublk::UblkFetched;
 use crate::waker::Message;
 use trilith_block::{ConnId, Monotonic, StreamEvent, Want};
 
@@ -59,6 +60,11 @@ pub trait Handler {
     /// A signal asked for with [`Io::catch_signals`].
     fn signal(&mut self, io: &mut Io, signal: Signal) {
         let _ = (io, signal);
+    }
+
+    /// A command of the ublk device has come back: see [`Io::ublk_fetch`].
+    fn ublk(&mut self, io: &mut Io, fetched: UblkFetched) {
+        let _ = (io, fetched);
     }
 
     /// A message from another thread.

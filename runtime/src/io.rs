@@ -15,6 +15,7 @@ use crate::limits::{
 use crate::listeners::Listener;
 use crate::sockets;
 use crate::stats::Stats;
+use crate::ublk::{Port, UblkFetched};
 use crate::waker::{Message, WakeEnd, Waker, silence};
 use core::cmp::Reverse;
 use core::mem::ManuallyDrop;
@@ -36,6 +37,7 @@ pub(crate) enum Event {
     Disk(DiskDone),
     Signal(Signal),
     Message(Message),
+    Ublk(UblkFetched),
 }
 
 /// What a completion belongs to.
@@ -48,6 +50,7 @@ pub(crate) enum Key {
     Disk(u32),
     Wake,
     Signal,
+    Ublk(u32),
 }
 
 impl Key {
@@ -60,6 +63,7 @@ impl Key {
             Key::Disk(index) => (5, index),
             Key::Wake => (6, 0),
             Key::Signal => (7, 0),
+            Key::Ublk(index) => (8, index),
         };
         (kind << 32) | u64::from(index)
     }
@@ -74,6 +78,7 @@ impl Key {
             5 => Some(Key::Disk(index)),
             6 => Some(Key::Wake),
             7 => Some(Key::Signal),
+            8 => Some(Key::Ublk(index)),
             _ => None,
         }
     }
@@ -107,6 +112,7 @@ pub struct Io {
     pub(crate) conns: Conns,
     pub(crate) listeners: Vec<Option<Listener>>,
     pub(crate) disk: Disk,
+    pub(crate) ublk: Option<Port>,
     pub(crate) events: VecDeque<Event>,
     /// Connections that may have something to deliver.
     pub(crate) ready: VecDeque<u32>,
@@ -149,6 +155,7 @@ impl Io {
             conns: Conns::default(),
             listeners: Vec::new(),
             disk: Disk::default(),
+            ublk: None,
             events: VecDeque::new(),
             ready: VecDeque::new(),
             dirty: Vec::new(),
@@ -392,6 +399,7 @@ impl Io {
             Some(Key::Receive(slot)) => self.receive_completed(slot, result, completion.more),
             Some(Key::Send(slot)) => self.send_completed(slot, result),
             Some(Key::Disk(index)) => self.disk_completed(index, result),
+            Some(Key::Ublk(index)) => self.ublk_completed(index, result),
             Some(Key::Wake) => {
                 silence(&self.wake.event);
                 self.events.extend(
@@ -444,7 +452,8 @@ impl Io {
         }
         let deadline = crate::clock::now().after(DROP_WAIT_MAX);
         let mut completions = Vec::with_capacity(DISK_IN_FLIGHT_MAX);
-        while self.driver.in_flight() > 0 {
+        // Commands of a ublk device name no memory: the kernel ends them when the ring is closed.
+        while self.driver.in_flight() > self.ublk_with_kernel() {
             let left = deadline.since(crate::clock::now());
             if left.is_zero() || self.driver.enter(left, &mut completions).is_err() {
                 return false;

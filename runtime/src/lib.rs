@@ -42,6 +42,7 @@ mod sockets;
 mod stats;
 mod streams;
 mod turn;
+mod ublk;
 mod waker;
 mod words;
 
@@ -59,5 +60,6 @@ pub use secrets::{random_bytes, read_secret, replace_file, write_secret};
 pub use sockets::activated_listeners;
 pub use stats::Stats;
 pub use turn::{Loop, LoopConfig};
+pub use ublk::{UblkDescriptor, UblkDevice, UblkFetched, UblkSlot};
 pub use waker::{Message, WakeError, Waker};
 pub use words::{HeapWords, MappedWords};

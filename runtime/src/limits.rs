@@ -58,6 +58,10 @@ pub const RING_ENTRIES: u32 = 512;
 pub const RING_COMPLETIONS: u32 = 4096;
 /// Entries of both queues where RLIMIT_MEMLOCK has no room for the usual ones.
 pub const RING_ENTRIES_SMALL: u32 = 64;
+/// Queues of a ublk device. Reached: it is refused. One thread serves them all, so few are enough.
+pub const UBLK_QUEUES_MAX: u16 = 16;
+/// Requests in flight in each queue of a ublk device. Reached: it is refused.
+pub const UBLK_DEPTH_MAX: u16 = 1024;
 /// Threads that do the disk calls of the plain backend.
 pub const DISK_THREADS: usize = 4;
 /// Readiness events taken from epoll at once; the rest comes with the next turn.

@@ -133,6 +133,7 @@ impl Loop {
                 Event::Disk(done) => handler.disk(io, done),
                 Event::Signal(signal) => handler.signal(io, signal),
                 Event::Message(message) => handler.message(io, message),
+                Event::Ublk(fetched) => handler.ublk(io, fetched),
             }
         }
     }

@@ -86,6 +86,8 @@ pub(crate) enum SysOp {
     Sync,
     /// fallocate.
     Allocate { mode: i32, offset: u64, len: u64 },
+    /// A command of the file's driver that names no memory; io_uring only.
+    Command { op: u32, bytes: [u8; 16] },
 }
 
 /// How an operation ended: as the system call's result, negative errors.

@@ -147,6 +147,11 @@ impl Plain {
             },
             SysOp::Sync => DiskCall::Sync,
             SysOp::Allocate { mode, offset, len } => DiskCall::Allocate { mode, offset, len },
+            SysOp::Command { .. } => {
+                let result = -libc::EOPNOTSUPP;
+                let more = false;
+                return self.ready.push(Completion { key, result, more });
+            }
             SysOp::Accept
             | SysOp::Connect { .. }
             | SysOp::Receive { .. }

@@ -392,5 +392,6 @@ fn entry_of(fd: types::Fd, op: SysOp, poll_first: bool) -> squeue::Entry {
             .offset(offset)
             .mode(mode)
             .build(),
+        SysOp::Command { op, bytes } => opcode::UringCmd16::new(fd, op).cmd(bytes).build(),
     }
 }
