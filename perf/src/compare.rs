@@ -1,6 +1,7 @@
 //! Rounds over targets and jobs, and the tables.
 
 use crate::fio::{self, Figures};
+use crate::record::median;
 use crate::targets::Target;
 use crate::{CompareArgs, Media, say};
 use anyhow::{Context, Result, ensure};
@@ -10,8 +11,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// What one run of a job cost its servers.
+#[derive(Clone, Copy, Debug)]
+struct Cost {
+    /// CPU of all processes, microseconds an operation.
+    cpu_us: f64,
+    /// Bytes that the processes had written to storage, for each byte of the client.
+    written: f64,
+}
+
 /// Figures of all rounds for one (target, job).
-type Rounds = BTreeMap<(String, String), Vec<(Figures, f64)>>;
+type Rounds = BTreeMap<(String, String), Vec<(Figures, Cost)>>;
 
 fn job_files(args: &CompareArgs) -> Result<Vec<PathBuf>> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fio");
@@ -37,13 +47,8 @@ fn stem(path: &Path) -> String {
         .into_owned()
 }
 
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
-}
-
 /// Median of one figure over the rounds.
-fn over(rounds: &[(Figures, f64)], figure: impl Fn(&(Figures, f64)) -> f64) -> f64 {
+fn over(rounds: &[(Figures, Cost)], figure: impl Fn(&(Figures, Cost)) -> f64) -> f64 {
     median(&mut rounds.iter().map(figure).collect::<Vec<_>>())
 }
 
@@ -75,23 +80,37 @@ pub(crate) fn run(args: &CompareArgs) -> Result<()> {
     for round in 0..rounds {
         for job in &jobs {
             for target in &targets {
-                let cpu = target.cpu_seconds();
-                let figures = fio::run(job, &target.place, seconds, args.size_mib)
+                let run = measure(target, job, seconds, args)
                     .with_context(|| format!("{} on {}", stem(job), target.name))?;
-                let spent = (target.cpu_seconds() - cpu) * 1e6 / figures.operations.max(1.0);
                 all.entry((target.name.clone(), stem(job)))
                     .or_default()
-                    .push((figures, spent));
+                    .push(run);
             }
         }
         say(&format!("round {} of {rounds} done", round + 1));
+        // After each round, so that a run that is cut short keeps what it has.
+        if let Some(path) = &args.json {
+            let text = serde_json::to_string_pretty(&as_json(&all, args))?;
+            fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))?;
+        }
     }
     print(&all, &targets, &jobs);
-    if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&as_json(&all, args))?;
-        fs::write(path, text + "\n").with_context(|| format!("write {}", path.display()))?;
-    }
     Ok(())
+}
+
+fn measure(
+    target: &Target,
+    job: &Path,
+    seconds: u32,
+    args: &CompareArgs,
+) -> Result<(Figures, Cost)> {
+    let (cpu, written) = (target.cpu_seconds(), target.bytes_written());
+    let figures = fio::run(job, &target.place, seconds, args.size_mib)?;
+    let cost = Cost {
+        cpu_us: (target.cpu_seconds() - cpu) * 1e6 / figures.operations.max(1.0),
+        written: (target.bytes_written() - written) / figures.bytes_written.max(1.0),
+    };
+    Ok((figures, cost))
 }
 
 fn print(all: &Rounds, targets: &[Target], jobs: &[PathBuf]) {
@@ -127,7 +146,7 @@ fn print(all: &Rounds, targets: &[Target], jobs: &[PathBuf]) {
                 over(rounds, |r| r.0.megabytes),
                 over(rounds, |r| r.0.p50_us),
                 over(rounds, |r| r.0.p99_us),
-                over(rounds, |r| r.1),
+                over(rounds, |r| r.1.cpu_us),
             ));
         }
     }
@@ -156,14 +175,16 @@ fn as_json(all: &Rounds, args: &CompareArgs) -> Value {
             json!({
                 "target": target,
                 "job": job,
-                "rounds": rounds.iter().map(|(f, cpu)| json!({
+                "rounds": rounds.iter().map(|(f, cost)| json!({
                     "iops": f.iops, "megabytes_per_second": f.megabytes, "p50_us": f.p50_us,
-                    "p99_us": f.p99_us, "max_us": f.max_us, "server_cpu_us_per_operation": cpu,
+                    "p99_us": f.p99_us, "max_us": f.max_us, "server_cpu_us_per_operation": cost.cpu_us,
+                    "server_bytes_written_per_byte": (f.bytes_written > 0.0).then_some(cost.written),
                 })).collect::<Vec<_>>(),
             })
         })
         .collect();
     json!({
+        "unix_time": output("date", &["+%s"]).parse::<u64>().unwrap_or(0),
         "commit": output("git", &["rev-parse", "HEAD"]),
         "kernel": output("uname", &["-r"]),
         "cpus": std::thread::available_parallelism().map_or(0, usize::from),

@@ -6,10 +6,13 @@
 //!
 //! Failure: a target that cannot be started is left out, and said so.
 //!
-//! Start reading at: [`compare`], then [`targets`], then [`fio`].
+//! Start reading at: [`compare`], then [`targets`], then [`fio`]; [`report`] makes a page of the kept figures.
 
+mod chart;
 mod compare;
 mod fio;
+mod record;
+mod report;
 mod targets;
 
 use anyhow::Result;
@@ -30,6 +33,19 @@ struct Args {
 enum Command {
     /// Runs fio jobs against several targets in turn.
     Compare(CompareArgs),
+    /// Makes one page of the figures that `compare --json` kept.
+    Report(ReportArgs),
+}
+
+/// Options of `report`.
+#[derive(Debug, clap::Args)]
+struct ReportArgs {
+    /// Folder of the kept figures.
+    #[arg(long, default_value = "perf/results")]
+    results: PathBuf,
+    /// The page to write.
+    #[arg(long, default_value = "perf/results/index.html")]
+    out: PathBuf,
 }
 
 /// What the data lies on.
@@ -81,6 +97,7 @@ pub(crate) fn say(line: &str) {
 fn main() -> ExitCode {
     let result: Result<()> = match Args::parse().command {
         Command::Compare(args) => compare::run(&args),
+        Command::Report(args) => report::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

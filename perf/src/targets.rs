@@ -4,6 +4,7 @@ use crate::fio::Place;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -49,6 +50,16 @@ fn wait_port(port: u16) -> Result<()> {
         pause();
     }
     bail!("nothing listens on port {port} after 30 s")
+}
+
+fn wait_socket(path: &Path) -> Result<()> {
+    for _ in 0..600 {
+        if UnixStream::connect(path).is_ok() {
+            return Ok(());
+        }
+        pause();
+    }
+    bail!("nothing listens on {} after 30 s", path.display())
 }
 
 fn raw_file(dir: &Path, size_mib: u64) -> Result<PathBuf> {
@@ -135,6 +146,8 @@ impl Target {
                     .arg(file);
                 target.serve(&mut command, &log, port)?;
             }
+            "quorum" => target.start_quorum(dir, &log, size_mib)?,
+            "nbd-server" => target.start_nbd_server(dir, &log, size_mib)?,
             "nbdkit-file" => {
                 let (file, port) = (raw_file(dir, size_mib)?, free_port()?);
                 let mut command = Command::new("nbdkit");
@@ -156,8 +169,8 @@ impl Target {
             {
                 Some(replicas) => target.start_trilith(replicas, dir, &log, size_mib)?,
                 None => bail!(
-                    "target {name}: expected raw, trilith1, trilith3, trilith5, qemu-nbd, \
-                     nbdkit-file or nbdkit-memory"
+                    "target {name}: expected raw, trilith1, trilith3, trilith5, qemu-nbd, quorum, \
+                     nbd-server, nbdkit-file or nbdkit-memory"
                 ),
             },
         }
@@ -169,6 +182,51 @@ impl Target {
         self.children.push(spawn(command, log)?);
         self.place = Place::Nbd(format!("nbd://127.0.0.1:{port}/"));
         wait_port(port)
+    }
+
+    /// The replicated peer of the same shape: QEMU's quorum driver over three servers of one file
+    /// each, on unix sockets; two of three must agree.
+    fn start_quorum(&mut self, dir: &Path, log: &Path, size_mib: u64) -> Result<()> {
+        let mut image = "driver=quorum,vote-threshold=2".to_owned();
+        for n in 0..3 {
+            let part = dir.join(n.to_string());
+            fs::create_dir_all(&part)?;
+            let (file, socket) = (raw_file(&part, size_mib)?, part.join("s"));
+            let mut command = Command::new("qemu-nbd");
+            command
+                .args(["-f", "raw", "-t", "-e", "8", "--discard=unmap"])
+                .args(["--cache=none", "--aio=io_uring", "-k"])
+                .args([&socket, &file]);
+            self.children.push(spawn(&mut command, &part.join("log"))?);
+            wait_socket(&socket)?;
+            image += &format!(
+                ",children.{n}.driver=nbd,children.{n}.server.type=unix,children.{n}.server.path={}",
+                socket.display()
+            );
+        }
+        let port = free_port()?;
+        let mut command = Command::new("qemu-nbd");
+        command
+            .args(["-b", "127.0.0.1", "-t", "-e", "8", "-p", &port.to_string()])
+            .args(["--image-opts", &image]);
+        self.serve(&mut command, log, port)
+    }
+
+    fn start_nbd_server(&mut self, dir: &Path, log: &Path, size_mib: u64) -> Result<()> {
+        let (file, port) = (raw_file(dir, size_mib)?, free_port()?);
+        let config = dir.join("config");
+        fs::write(
+            &config,
+            format!(
+                "[generic]\nlistenaddr=127.0.0.1\nport={port}\n[x]\nexportname={}\nflush=true\n",
+                file.display()
+            ),
+        )?;
+        let mut command = Command::new("nbd-server");
+        command.args(["-d", "-C"]).arg(&config);
+        self.serve(&mut command, log, port)?;
+        self.place = Place::Nbd(format!("nbd://127.0.0.1:{port}/x"));
+        Ok(())
     }
 
     fn start_trilith(&mut self, n: usize, dir: &Path, log: &Path, size_mib: u64) -> Result<()> {
@@ -215,6 +273,11 @@ impl Target {
         self.pids().iter().map(|pid| cpu_seconds(*pid)).sum()
     }
 
+    /// Bytes that the target's servers have had written to storage.
+    pub(crate) fn bytes_written(&self) -> f64 {
+        self.pids().iter().map(|pid| bytes_written(*pid)).sum()
+    }
+
     /// Resident memory of the target's servers in MiB: (pid's command, MiB).
     pub(crate) fn resident_mib(&self) -> Vec<(String, u64)> {
         self.pids()
@@ -233,6 +296,14 @@ impl Target {
             })
             .collect()
     }
+}
+
+fn bytes_written(pid: u32) -> f64 {
+    fs::read_to_string(format!("/proc/{pid}/io"))
+        .unwrap_or_default()
+        .lines()
+        .find_map(|line| line.strip_prefix("write_bytes: ")?.parse().ok())
+        .unwrap_or(0.0)
 }
 
 fn cpu_seconds(pid: u32) -> f64 {
