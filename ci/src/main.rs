@@ -13,9 +13,10 @@ mod licences;
 mod packages;
 mod run;
 mod tidy;
+mod vm;
 
 use anyhow::Result;
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
 /// Runs one step of the project's checks, or all of them.
@@ -23,19 +24,19 @@ use std::process::ExitCode;
 #[command(name = "cargo ci")]
 struct Args {
     /// What to run.
-    #[arg(value_enum)]
+    #[command(subcommand)]
     step: Step,
     /// Simulation seeds to run in the `sim` step (regression seeds run besides, in `test`).
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, global = true, default_value_t = 1000)]
     seeds: u64,
     /// Take seeds derived from the commit instead of always the same ones. About one in some
     /// thousands still fails (docs/verification.md, Open), too many to decide over a change.
-    #[arg(long)]
+    #[arg(long, global = true)]
     fresh: bool,
 }
 
 /// The steps, in the order in which `all` runs them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 enum Step {
     /// Everything below, in this order.
     All,
@@ -57,6 +58,9 @@ enum Step {
     Sim,
     /// Real processes, real files, Debian's clients.
     E2e,
+    /// Guests of an emulator for what needs a kernel of its own (`ci/vm/README.md`).
+    #[command(subcommand)]
+    Vm(vm::Command),
 }
 
 const ORDER: [Step; 9] = [
@@ -71,10 +75,16 @@ const ORDER: [Step; 9] = [
     Step::E2e,
 ];
 
-fn step(step: Step, args: &Args) -> Result<()> {
-    run::title(&format!("{step:?}").to_lowercase());
+/// As it is typed.
+fn name(step: &Step) -> String {
+    let text = format!("{step:?}").to_lowercase();
+    text.split(['(', ' ']).next().unwrap_or_default().to_owned()
+}
+
+fn step(step: &Step, args: &Args) -> Result<()> {
+    run::title(&name(step));
     match step {
-        Step::All => ORDER.iter().try_for_each(|s| self::step(*s, args)),
+        Step::All => ORDER.iter().try_for_each(|s| self::step(s, args)),
         Step::Packages => packages::ensure(),
         Step::Fmt => run::cargo(&["fmt", "--all", "--check"]),
         Step::Layers => layers::check(),
@@ -92,12 +102,13 @@ fn step(step: Step, args: &Args) -> Result<()> {
         Step::Test => run::cargo(&["test", "--workspace", "--quiet", "--exclude", "trilith-e2e"]),
         Step::Sim => run::sim(args.seeds, args.fresh),
         Step::E2e => run::e2e(),
+        Step::Vm(command) => vm::run(command),
     }
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    match step(args.step, &args) {
+    match step(&args.step, &args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             run::say(&format!("cargo ci: {error:#}"));
