@@ -1,0 +1,7 @@
+//! Tests of the crate's parts that are more than a few lines long.
+
+mod formats;
+mod model;
+mod requests;
+mod rig;
+mod serve;
