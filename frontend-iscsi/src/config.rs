@@ -83,6 +83,8 @@ pub enum ConfigProblem {
     Chap,
     /// The capacity is 0, no multiple of the block or above [`VOLUME_BYTES_MAX`].
     Capacity,
+    /// The kept reservations are not what a target of this version gives to be kept.
+    Kept,
 }
 
 impl fmt::Display for ConfigProblem {
@@ -99,6 +101,7 @@ impl fmt::Display for ConfigProblem {
                  from the target's"
             }
             ConfigProblem::Capacity => "check capacity: expected a multiple of 4096 bytes",
+            ConfigProblem::Kept => "check kept reservations: expected what a target has given",
         })
     }
 }

@@ -18,7 +18,7 @@ use crate::task::Task;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use trilith_block::{
-    Actions, Buffers, ConnId, FrontendAction, FrontendEvent, Machine, Monotonic, Stream,
+    Actions, Buffers, ByteRange, ConnId, FrontendAction, FrontendEvent, Machine, Monotonic, Stream,
     StreamEvent, Want,
 };
 
@@ -74,14 +74,15 @@ impl IscsiTarget {
     /// A target without connections. It serves until it is told `Serving(false)`.
     ///
     /// `kept`: reservations that outlive restarts, as [`IscsiTarget::unkept`] gave them last; empty
-    /// when there are none. Bytes that are no such state are taken as none.
+    /// when there are none.
     ///
     /// # Errors
-    /// A value of the configuration is outside its limits.
+    /// A value of the configuration is outside its limits, or `kept` is no such state: who relies
+    /// on a reservation must not find the unit free in silence.
     pub fn new(config: IscsiConfig, kept: &[u8]) -> Result<IscsiTarget, ConfigProblem> {
         config.check()?;
         let mut disk = Disk::new(&config);
-        disk.reservations = Reservations::of_bytes(kept).unwrap_or_default();
+        disk.reservations = Reservations::of_bytes(kept).ok_or(ConfigProblem::Kept)?;
         disk.reservations.can_keep = config.keeps_reservations;
         Ok(IscsiTarget {
             challenges: Challenges::new(config.seed),
@@ -149,6 +150,17 @@ impl IscsiTarget {
         self.now = now;
         self.kept_done = self.kept_done.max(number.min(self.kept_number));
         self.finish_keeping(number, ok, data, out);
+    }
+
+    /// True when a command that reads, decides and then writes is under way in the range
+    /// (COMPARE AND WRITE, ORWRITE). No write of another frontend may come in between: the wiring
+    /// keeps those back until this is false, and has its read wait for those that came before.
+    pub fn holds(&self, range: ByteRange) -> bool {
+        self.exclusive.iter().any(|(t, p)| {
+            let part = &self.tasks[*t].parts[*p];
+            let (start, end) = (range.offset, range.offset.saturating_add(range.len));
+            part.target < end && start < part.target.saturating_add(part.len)
+        })
     }
 
     /// A slot for a new connection, if there may be one.

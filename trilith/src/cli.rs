@@ -23,7 +23,8 @@ pub(crate) struct Cli {
 /// What to do.
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
-    /// Make or find a replicated volume in a directory of this machine and serve it over NBD.
+    /// Make or find a replicated volume in a directory of this machine and serve it over NBD and
+    /// iSCSI.
     Up(UpArgs),
     /// Show the state of a running volume.
     Status(StatusArgs),
@@ -86,9 +87,16 @@ pub(crate) struct UpArgs {
     /// Name of the volume and of its NBD export [default: vol, or what the volume has].
     #[arg(long, value_parser = parse_name, value_name = "NAME")]
     pub(crate) name: Option<String>,
-    /// Where to serve NBD: ADDRESS:PORT or unix:PATH.
+    /// Where to serve NBD: ADDRESS:PORT or unix:PATH; off: nowhere.
     #[arg(long, default_value = "127.0.0.1:10809", value_name = "ADDRESS")]
-    pub(crate) nbd: Address,
+    pub(crate) nbd: Listen,
+    /// Where to serve iSCSI: ADDRESS:PORT or unix:PATH; off: nowhere [default: 127.0.0.1:3260 if
+    /// that is free].
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) iscsi: Option<Listen>,
+    /// Flags of the iSCSI target.
+    #[command(flatten)]
+    pub(crate) target: IscsiArgs,
     /// Stay in the foreground. `up` always does; the flag is there for scripts that say so.
     #[arg(long)]
     pub(crate) foreground: bool,
@@ -271,12 +279,64 @@ pub(crate) struct EngineArgs {
     /// Where to serve NBD: ADDRESS:PORT or unix:PATH. Sockets passed by systemd are served too.
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) nbd: Vec<Address>,
+    /// Where to serve iSCSI: ADDRESS:PORT or unix:PATH, once for each [default: nowhere].
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) iscsi: Vec<Address>,
+    /// Flags of the iSCSI target.
+    #[command(flatten)]
+    pub(crate) target: IscsiArgs,
+    /// File that keeps the persistent reservations of iSCSI initiators that ask for it (APTPL);
+    /// without it they are refused. Whoever serves the volume next must have it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) iscsi_reservations: Option<PathBuf>,
     /// File to lock while the engine runs, so that no second one is started on this host.
     #[arg(long, value_name = "FILE")]
     pub(crate) lock: Option<PathBuf>,
     /// Flags of every process.
     #[command(flatten)]
     pub(crate) process: ProcessArgs,
+}
+
+/// Flags of an iSCSI target.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct IscsiArgs {
+    /// HOST:PORT told to iSCSI initiators that discover, once for each [default: where it listens].
+    #[arg(long = "iscsi-portal", value_parser = parse_portal, value_name = "HOST:PORT")]
+    pub(crate) portals: Vec<String>,
+    /// Name of an iSCSI initiator that may log in, once for each [default: all may].
+    #[arg(long = "iscsi-initiator", value_name = "IQN")]
+    pub(crate) initiators: Vec<String>,
+    /// File (mode 0600) of lines NAME SECRET: an iSCSI initiator must prove by CHAP that it is one
+    /// of them. Secrets have 12 to 256 bytes.
+    #[arg(long = "iscsi-chap-file", value_name = "FILE")]
+    pub(crate) chap_file: Option<PathBuf>,
+    /// File (mode 0600) with one line NAME SECRET: what the target proves to initiators that ask.
+    #[arg(long = "iscsi-mutual-chap-file", value_name = "FILE")]
+    pub(crate) mutual_chap_file: Option<PathBuf>,
+    /// Logical block of the iSCSI disk in bytes: 512 or 4096. The physical block is 4096 in both
+    /// cases. Changing it changes what partition tables mean.
+    #[arg(long = "iscsi-block", value_parser = parse_block, default_value = "512", value_name = "BYTES")]
+    pub(crate) block: u32,
+}
+
+/// Where to serve, or not at all.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Listen {
+    /// There.
+    At(Address),
+    /// Nowhere.
+    Off,
+}
+
+impl std::str::FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Listen, String> {
+        match text {
+            "off" => Ok(Listen::Off),
+            text => text.parse().map(Listen::At),
+        }
+    }
 }
 
 /// Flags that replica and engine share.
@@ -307,6 +367,21 @@ fn parse_replicas(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(count @ (1 | 2 | 3 | 5)) => Ok(count),
         _ => Err(format!("expected 1, 2, 3 or 5, found {text:?}")),
+    }
+}
+
+fn parse_block(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(bytes @ (512 | 4096)) => Ok(bytes),
+        _ => Err(format!("expected 512 or 4096, found {text:?}")),
+    }
+}
+
+fn parse_portal(text: &str) -> Result<String, String> {
+    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+    match port.map(|(_, port)| port.parse::<u16>()) {
+        Some(Ok(1..)) => Ok(text.to_owned()),
+        _ => Err(format!("expected HOST:PORT, found {text:?}")),
     }
 }
 
@@ -346,6 +421,9 @@ mod tests {
         for line in [
             "trilith up --size 10GiB",
             "trilith up --size=10GiB --replicas=5 --dir d --name v --nbd unix:/tmp/s --foreground",
+            "trilith up --iscsi 127.0.0.1:3261 --iscsi-portal storage.example:3260 --nbd off",
+            "trilith up --iscsi off",
+            "trilith up --iscsi-chap-file c --iscsi-initiator iqn.2026-01.example:a --iscsi-block 4096",
             "trilith status --json",
             "trilith status --watch --dir d",
             "trilith volume accept-loss",
@@ -372,6 +450,10 @@ mod tests {
             "trilith up --size 1G --replicas 4",
             "trilith up --size 1G --colour red",
             "trilith up --nbd localhost",
+            "trilith up --iscsi localhost",
+            "trilith up --iscsi-block 1024",
+            "trilith up --iscsi-portal storage.example",
+            "trilith up --iscsi-portal :3260",
             "trilith replica --listen 127.0.0.1:1 --secret-file s",
             "trilith replica --dir a --device b --listen 127.0.0.1:1 --secret-file s",
             "trilith engine --volume 12 --replica 0=unix:a --size 1G --secret-file s --take-over",

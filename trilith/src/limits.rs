@@ -54,6 +54,12 @@ pub(crate) const SETTLE_ROUNDS_MAX: usize = 4;
 /// Time in which a stopping process must have sent its last bytes. Reached: it exits anyway.
 pub(crate) const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
 
+/// Pause of the thread that keeps reservations before it tells a loop again that had no room.
+pub(crate) const KEEPER_RETRY: Duration = Duration::from_millis(10);
+/// How long `up` waits for its default iSCSI address, which the engine of an `up` that was killed
+/// may still hold. Reached: it is somebody else's, and the volume is served without iSCSI.
+pub(crate) const ISCSI_WAIT_MAX: Duration = Duration::from_secs(2);
+
 /// Bytes of zeroes written at once where a range cannot be punched or zeroed otherwise.
 pub(crate) const ZERO_STEP_BYTES: u32 = 256 * 1024;
 

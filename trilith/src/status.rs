@@ -165,13 +165,27 @@ fn table(report: &Report) -> String {
         ));
         line(format!(
             "{} with {} connections; requests: {} of {} in flight, {} waiting, {} before the engine",
-            engine.nbd.uris.join(" "),
+            if engine.nbd.uris.is_empty() {
+                "NBD is off".to_owned()
+            } else {
+                engine.nbd.uris.join(" ")
+            },
             engine.nbd.connections,
             engine.requests,
             engine.requests_max,
             engine.requests_waiting,
             engine.requests_pending
         ));
+        if let Some(iscsi) = &engine.iscsi {
+            line(format!(
+                "{} with {} sessions; tasks: {} in flight, {} of {} failed",
+                iscsi.uris.join(" "),
+                iscsi.sessions,
+                iscsi.tasks_in_flight,
+                iscsi.commands_failed,
+                iscsi.commands
+            ));
+        }
     }
     line(format!("\n{}", replica_table(report)));
     if let Some(engine) = &report.engine {
@@ -292,6 +306,7 @@ fn latency_table(engine: &EngineReport) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::api::IscsiReport;
 
     fn report() -> Report {
         let rebuilding = MemberReport {
@@ -321,6 +336,11 @@ mod tests {
             engine: Some(EngineReport {
                 term: 9,
                 members: vec![rebuilding, stranger],
+                iscsi: Some(IscsiReport {
+                    uris: vec!["iscsi://127.0.0.1:3260/iqn.x/0".into()],
+                    sessions: 2,
+                    ..IscsiReport::default()
+                }),
                 ..EngineReport::default()
             }),
             replicas: vec![
@@ -344,6 +364,7 @@ mod tests {
         for part in [
             "Volume vol (1 GiB) is degraded: a majority",
             "term 9",
+            "iscsi://127.0.0.1:3260/iqn.x/0 with 2 sessions",
             "25 % at 2 MiB/s, 1 min 1 s left",
             "replica 0: gone",
             "warning: replica 1 has no tmpfs",

@@ -109,6 +109,25 @@ pub(crate) struct NbdReport {
     pub(crate) requests_failed: u64,
 }
 
+/// Clients over iSCSI.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub(crate) struct IscsiReport {
+    /// Where it is served.
+    pub(crate) uris: Vec<String>,
+    /// Connections open, those that log in included.
+    pub(crate) connections: u64,
+    /// Sessions.
+    pub(crate) sessions: u64,
+    /// SCSI commands so far.
+    pub(crate) commands: u64,
+    /// SCSI tasks in flight.
+    pub(crate) tasks_in_flight: u64,
+    /// SCSI commands that ended with another status than GOOD.
+    pub(crate) commands_failed: u64,
+    /// Logins that failed.
+    pub(crate) logins_failed: u64,
+}
+
 /// A named count that never falls.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub(crate) struct Counter {
@@ -169,6 +188,9 @@ pub(crate) struct EngineReport {
     pub(crate) counters: Vec<Counter>,
     /// Clients over NBD.
     pub(crate) nbd: NbdReport,
+    /// Clients over iSCSI; absent when it is off.
+    #[serde(default)]
+    pub(crate) iscsi: Option<IscsiReport>,
 }
 
 /// `GET /status` of a replica.

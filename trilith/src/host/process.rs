@@ -108,7 +108,7 @@ pub(crate) fn listen(io: &mut Io, address: &Address, private: bool) -> anyhow::R
 }
 
 /// Lets time pass before the loop runs: the kernel gives no event when an address comes free.
-fn pause(span: std::time::Duration) {
+pub(crate) fn pause(span: std::time::Duration) {
     if let Ok(span) = rustix::time::Timespec::try_from(span) {
         // Cut short by a signal, it is only a shorter pause.
         drop(rustix::thread::nanosleep(&span));

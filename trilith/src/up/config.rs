@@ -1,9 +1,13 @@
 //! Flags of `up`, checked.
 
-use crate::cli::{BackendArg, UpArgs};
-use anyhow::Context;
+use crate::cli::{BackendArg, IscsiArgs, Listen, UpArgs};
+use anyhow::{Context, ensure};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use trilith_runtime::Address;
+
+/// Where iSCSI is served when nobody says where.
+const ISCSI_DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 3260);
 
 /// What `up` was asked for. Paths hold from any working directory, but for `dir`.
 #[derive(Clone, Debug)]
@@ -12,8 +16,14 @@ pub(crate) struct Config {
     pub(crate) dir: PathBuf,
     /// The directory as an absolute path.
     pub(crate) home: PathBuf,
-    /// Where to serve NBD.
-    pub(crate) nbd: Address,
+    /// Where to serve NBD, if at all.
+    pub(crate) nbd: Option<Address>,
+    /// Where to serve iSCSI, if at all. `up` has settled it before the engine starts.
+    pub(crate) iscsi: Option<Address>,
+    /// Nobody said where: iSCSI gives way when its default address is taken.
+    pub(crate) iscsi_gives_way: bool,
+    /// Flags of the iSCSI target.
+    pub(crate) target: IscsiArgs,
     /// How to talk to the kernel.
     pub(crate) backend: BackendArg,
     /// Directory on tmpfs.
@@ -47,14 +57,35 @@ impl Config {
         if args.foreground {
             tracing::debug!("in the foreground, as always");
         }
-        let nbd = match args.nbd {
-            Address::Unix(path) => Address::Unix(absolute(path)?),
-            tcp @ Address::Tcp(_) => tcp,
+        let place = |listen: Listen| -> anyhow::Result<Option<Address>> {
+            Ok(match listen {
+                Listen::Off => None,
+                Listen::At(Address::Unix(path)) => Some(Address::Unix(absolute(path)?)),
+                Listen::At(tcp) => Some(tcp),
+            })
+        };
+        let iscsi_gives_way = args.iscsi.is_none();
+        let iscsi = match args.iscsi {
+            Some(listen) => place(listen)?,
+            None => Some(Address::Tcp(ISCSI_DEFAULT)),
+        };
+        let nbd = place(args.nbd)?;
+        ensure!(
+            nbd.is_some() || iscsi.is_some(),
+            "expected --nbd or --iscsi, found both off: nobody could use the volume"
+        );
+        let target = IscsiArgs {
+            chap_file: args.target.chap_file.map(absolute).transpose()?,
+            mutual_chap_file: args.target.mutual_chap_file.map(absolute).transpose()?,
+            ..args.target
         };
         Ok(Config {
             home: absolute(args.dir.clone())?,
             dir: args.dir,
             nbd,
+            iscsi,
+            iscsi_gives_way,
+            target,
             backend: args.backend,
             window_dir: args.window_dir.map(absolute).transpose()?,
             log: log.to_owned(),

@@ -1,6 +1,6 @@
 //! What `up` prints once the volume can be used: ready to paste.
 
-use crate::host::engine::uri;
+use crate::host::engine::{iscsi, uri};
 use crate::text::bytes_text;
 use std::fmt::Write;
 use std::path::Path;
@@ -15,37 +15,67 @@ pub(crate) struct Greeting<'a> {
     pub(crate) size_bytes: u64,
     /// Number of its replicas.
     pub(crate) replicas: usize,
-    /// Where it is served.
-    pub(crate) nbd: &'a Address,
+    /// Where NBD is served.
+    pub(crate) nbd: Option<&'a Address>,
+    /// Where iSCSI is served.
+    pub(crate) iscsi: Option<&'a Address>,
+    /// iSCSI is off because its default address was taken.
+    pub(crate) gave_way: bool,
+    /// Name of the iSCSI target.
+    pub(crate) target: String,
     /// Its directory, as the user typed it.
     pub(crate) dir: &'a Path,
+}
+
+/// A command and what it is for.
+fn line(text: &mut String, what: &str, command: &str) {
+    // Writing to a string cannot fail.
+    writeln!(text, "  {what:<10} {command}").unwrap_or_default();
 }
 
 impl Greeting<'_> {
     /// The text.
     pub(crate) fn text(&self) -> String {
-        let uri = uri(self.nbd, self.name);
-        let quoted = format!("'{uri}'");
         let size = bytes_text(self.size_bytes);
         let replicas = match self.replicas {
             1 => "1 replica".to_owned(),
             n => format!("{n} replicas"),
         };
-        let mut text = format!(
-            "\nVolume {} ({size}, {replicas}) is served at\n\n    {uri}\n\n",
-            self.name
-        );
-        let mut line = |what: &str, command: &str| {
-            // Writing to a string cannot fail.
-            writeln!(text, "  {what:<10} {command}").unwrap_or_default();
-        };
-        line("look", &format!("nbdinfo {quoted}"));
-        line("copy in", &format!("nbdcopy disk.img {quoted}"));
+        let mut text = format!("\nVolume {} ({size}, {replicas}) is served at\n", self.name);
+        if let Some(nbd) = self.nbd {
+            self.nbd_text(nbd, &mut text);
+        }
+        if let Some(at) = self.iscsi {
+            self.iscsi_text(at, &mut text);
+        }
+        text.push('\n');
+        if self.gave_way {
+            text.push_str(
+                "  iSCSI is off: 127.0.0.1:3260 is in use, by another volume or another target.\n  \
+                 To serve it too: --iscsi 127.0.0.1:3261; to be rid of this: --iscsi off\n\n",
+            );
+        }
+        let state = format!("trilith status --dir {}", self.dir.display());
+        line(&mut text, "state", &state);
+        line(&mut text, "stop", "Ctrl-C");
+        text.push('\n');
+        text
+    }
+
+    fn nbd_text(&self, nbd: &Address, text: &mut String) {
+        let uri = uri(nbd, self.name);
+        let quoted = format!("'{uri}'");
+        // Writing to a string cannot fail.
+        write!(text, "\n    {uri}\n\n").unwrap_or_default();
+        line(text, "look", &format!("nbdinfo {quoted}"));
+        line(text, "copy in", &format!("nbdcopy disk.img {quoted}"));
         line(
+            text,
             "copy out",
             &format!("qemu-img convert -O raw {quoted} disk.img"),
         );
         line(
+            text,
             "measure",
             &format!(
                 "fio --name=t --ioengine=nbd --uri={quoted} --rw=randwrite --bs=4k --iodepth=16 \
@@ -53,18 +83,11 @@ impl Greeting<'_> {
                 self.size_bytes.min(1 << 30)
             ),
         );
-        line("attach", &self.attach());
-        line(
-            "state",
-            &format!("trilith status --dir {}", self.dir.display()),
-        );
-        line("stop", "Ctrl-C");
-        text.push('\n');
-        text
+        line(text, "attach", &self.attach(nbd));
     }
 
-    fn attach(&self) -> String {
-        match self.nbd {
+    fn attach(&self, nbd: &Address) -> String {
+        match nbd {
             Address::Tcp(address) => format!(
                 "sudo nbd-client {} {} /dev/nbd0 -N {}",
                 address.ip(),
@@ -80,6 +103,31 @@ impl Greeting<'_> {
             }
         }
     }
+
+    fn iscsi_text(&self, at: &Address, text: &mut String) {
+        let (Some(uri), Address::Tcp(portal)) = (iscsi::uri(at, &self.target), at) else {
+            // Writing to a string cannot fail.
+            write!(text, "\n    {} on {at}\n", self.target).unwrap_or_default();
+            return;
+        };
+        // Writing to a string cannot fail.
+        write!(text, "\n    {uri}\n\n").unwrap_or_default();
+        line(text, "look", &format!("qemu-img info '{uri}'"));
+        line(
+            text,
+            "copy in",
+            &format!("qemu-img convert -n -O raw disk.img '{uri}'"),
+        );
+        line(
+            text,
+            "attach",
+            &format!(
+                "sudo iscsiadm -m discovery -t st -p {portal} && sudo iscsiadm -m node -T {} -p \
+                 {portal} --login",
+                self.target
+            ),
+        );
+    }
 }
 
 #[cfg(test)]
@@ -89,11 +137,15 @@ mod tests {
     #[test]
     fn commands_name_the_volume_as_it_is_served() {
         let nbd = "127.0.0.1:10809".parse().unwrap();
+        let iscsi = "127.0.0.1:3260".parse().unwrap();
         let greeting = Greeting {
             name: "vol",
             size_bytes: 10 << 30,
             replicas: 3,
-            nbd: &nbd,
+            nbd: Some(&nbd),
+            iscsi: Some(&iscsi),
+            gave_way: false,
+            target: "iqn.2026-01.io.trilith:vol.6f1d3f5e8a3b".to_owned(),
             dir: Path::new("./trilith-data"),
         };
         let text = greeting.text();
@@ -102,17 +154,22 @@ mod tests {
             "    nbd://127.0.0.1:10809/vol\n",
             "nbdinfo 'nbd://127.0.0.1:10809/vol'",
             "nbd-client 127.0.0.1 10809 /dev/nbd0 -N vol",
+            "    iscsi://127.0.0.1:3260/iqn.2026-01.io.trilith:vol.6f1d3f5e8a3b/0\n",
+            "iscsiadm -m node -T iqn.2026-01.io.trilith:vol.6f1d3f5e8a3b -p 127.0.0.1:3260 --login",
             "trilith status --dir ./trilith-data",
         ] {
             assert!(text.contains(part), "{part} in {text}");
         }
         let unix = "unix:/tmp/a".parse().unwrap();
         let text = Greeting {
-            nbd: &unix,
+            nbd: Some(&unix),
+            iscsi: None,
+            gave_way: true,
             replicas: 1,
             ..greeting
         }
         .text();
+        assert!(text.contains("iSCSI is off: 127.0.0.1:3260 is in use"));
         assert!(text.contains("'nbd+unix:///vol?socket=/tmp/a'") && text.contains("1 replica)"));
         assert!(text.contains("nbd-client -unix /tmp/a"));
     }

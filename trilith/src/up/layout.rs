@@ -6,6 +6,7 @@
 //!   lock               held by the `up` that runs here
 //!   engine.lock        held by the engine that runs here
 //!   secret             the volume's secret, mode 0600
+//!   reservations.json  persistent reservations of iSCSI initiators that asked for them to be kept
 //!   replica-0/ ...     one directory a replica
 //!   run/               sockets: NAME.sock between engine and replicas, NAME.admin for status
 //! ```
@@ -27,6 +28,8 @@ pub(crate) const LOCK: &str = "lock";
 pub(crate) const ENGINE_LOCK: &str = "engine.lock";
 /// The secret.
 pub(crate) const SECRET: &str = "secret";
+/// Persistent reservations, kept by the engine.
+pub(crate) const RESERVATIONS: &str = "reservations.json";
 /// Directory of the sockets.
 pub(crate) const RUN: &str = "run";
 

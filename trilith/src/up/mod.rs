@@ -14,18 +14,19 @@ use crate::cli::UpArgs;
 use crate::exit::{Exit, setup};
 use crate::host::process;
 use crate::host::replica::format;
-use crate::limits::{OLD_ENGINE_WAIT_MAX, SECRET_BYTES};
+use crate::limits::{ISCSI_WAIT_MAX, LISTEN_RETRY, OLD_ENGINE_WAIT_MAX, SECRET_BYTES};
 use crate::text::bytes_text;
 use anyhow::{Context, anyhow, bail, ensure};
 use config::{Config, Wanted};
 use state::State;
 use std::fs::DirBuilder;
+use std::net::TcpListener;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use trilith_block::Uuid;
 use trilith_runtime::{
-    ArenaConfig, Backend, DataFile, Loop, LoopConfig, OpenFile, Signal, boot_id, random_bytes,
-    write_secret,
+    Address, ArenaConfig, Backend, DataFile, Loop, LoopConfig, OpenFile, Signal, boot_id,
+    random_bytes, write_secret,
 };
 
 pub(crate) use state::State as VolumeState;
@@ -40,7 +41,7 @@ const NAME_DEFAULT: &str = "vol";
 /// # Errors
 /// When the directory, the flags or the volume in it cannot be used.
 pub(crate) fn run(args: UpArgs, log: &str) -> anyhow::Result<Exit> {
-    let config = Config::new(args, log).map_err(setup)?;
+    let mut config = Config::new(args, log).map_err(setup)?;
     if config.wanted.size_bytes.is_none() && !config.dir.join(layout::STATE).exists() {
         return Err(setup(no_size(&config)));
     }
@@ -65,13 +66,15 @@ pub(crate) fn run(args: UpArgs, log: &str) -> anyhow::Result<Exit> {
     }
     check_replicas(&state).map_err(setup)?;
     wait_for_old_engine().map_err(setup)?;
+    settle_iscsi(&mut config, state.attach_epoch > 0);
     tracing::info!(
         dir = %config.dir.display(),
         volume = %state.volume,
         name = state.name,
         size = bytes_text(state.size_bytes),
         replicas = state.replicas.len(),
-        nbd = %config.nbd,
+        nbd = ?config.nbd,
+        iscsi = ?config.iscsi,
         backend = config.backend.name(),
         window_dir = ?config.window_dir,
         "effective configuration"
@@ -230,6 +233,32 @@ fn wait_for_old_engine() -> anyhow::Result<()> {
     };
     DataFile::open(&how).context("wait for the engine of an `up` that has died")?;
     Ok(())
+}
+
+/// A second volume of a host, or another target on it, has the default iSCSI address: then this
+/// volume is served without iSCSI, and the greeting says so. Settled once, so that an engine that
+/// is started again insists on the address that initiators know.
+fn settle_iscsi(config: &mut Config, was_served: bool) {
+    let (Some(Address::Tcp(address)), true) = (&config.iscsi, config.iscsi_gives_way) else {
+        config.iscsi_gives_way = false;
+        return;
+    };
+    let tries = if was_served {
+        ISCSI_WAIT_MAX.as_millis() / LISTEN_RETRY.as_millis()
+    } else {
+        1
+    };
+    for n in 0..tries {
+        if n > 0 {
+            process::pause(LISTEN_RETRY);
+        }
+        // Dropped at once: it was never listening for long enough to be found.
+        if TcpListener::bind(address).is_ok() {
+            config.iscsi_gives_way = false;
+            return;
+        }
+    }
+    config.iscsi = None;
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! `up` while it runs: a handler of the loop that has no connections, only signals, timers and news
 //! of its children.
 
+use crate::cli::IscsiArgs;
 use crate::control::{Command as Word, News};
 use crate::exit::Exit;
+use crate::host::engine::iscsi::target_name;
 use crate::host::process::new_uuid;
 use crate::limits::{GRANT_RENEWAL, GRANT_TIME};
 use crate::output;
@@ -129,7 +131,14 @@ impl Up {
         args.set("--engine", engine);
         args.set("--attach-epoch", self.state.attach_epoch);
         args.set("--lock", self.path(layout::ENGINE_LOCK));
-        args.set("--nbd", &self.config.nbd);
+        if let Some(nbd) = &self.config.nbd {
+            args.set("--nbd", nbd);
+        }
+        if let Some(iscsi) = &self.config.iscsi {
+            args.set("--iscsi", iscsi);
+            args.set("--iscsi-reservations", self.path(layout::RESERVATIONS));
+            args.set_target(&self.config.target);
+        }
         if let Some(dead) = dead {
             args.set("--supersedes", dead);
         }
@@ -176,7 +185,10 @@ impl Up {
             name: &self.state.name,
             size_bytes: self.state.size_bytes,
             replicas: self.state.replicas.len(),
-            nbd: &self.config.nbd,
+            nbd: self.config.nbd.as_ref(),
+            iscsi: self.config.iscsi.as_ref(),
+            gave_way: self.config.iscsi_gives_way,
+            target: target_name(&self.state.name, self.state.volume),
             dir: &self.config.dir,
         };
         output::print(&greeting.text());
@@ -295,5 +307,21 @@ impl Args {
     fn set(&mut self, flag: &str, value: impl std::fmt::Display) {
         self.0.push(flag.into());
         self.0.push(value.to_string().into());
+    }
+
+    fn set_target(&mut self, target: &IscsiArgs) {
+        for portal in &target.portals {
+            self.set("--iscsi-portal", portal);
+        }
+        for initiator in &target.initiators {
+            self.set("--iscsi-initiator", initiator);
+        }
+        if let Some(file) = &target.chap_file {
+            self.set("--iscsi-chap-file", file.display());
+        }
+        if let Some(file) = &target.mutual_chap_file {
+            self.set("--iscsi-mutual-chap-file", file.display());
+        }
+        self.set("--iscsi-block", target.block);
     }
 }

@@ -1,5 +1,9 @@
-//! The engine process: one volume's engine, its NBD server, its admin endpoint.
+//! The engine process: one volume's engine, its NBD server and iSCSI target, its admin endpoint.
 
+mod frontends;
+pub(crate) mod iscsi;
+mod keeper;
+mod order;
 mod report;
 mod wiring;
 
@@ -7,10 +11,14 @@ use crate::cli::EngineArgs;
 use crate::exit::{Exit, setup};
 use crate::host::process;
 use anyhow::{Context, bail, ensure};
+use frontends::{Frontend, Frontends, Server};
+use keeper::Keeper;
+use std::os::fd::OwnedFd;
 use trilith_block::{Capabilities, MemberId, MemberSet, Uuid, VolumeInfo};
 use trilith_engine::{Engine, EngineConfig};
+use trilith_frontend_iscsi::IscsiTarget;
 use trilith_frontend_nbd::{NbdConfig, NbdServer};
-use trilith_runtime::Address;
+use trilith_runtime::{Address, Io};
 use wiring::{EngineHost, Members, Parts};
 
 /// Generation of a volume's configuration: that which its replicas were formatted with, since none
@@ -39,30 +47,24 @@ pub(crate) fn run(args: &EngineArgs) -> anyhow::Result<Exit> {
     let config = check(args).map_err(setup)?;
     let mut process = process::start(&args.process)?;
     let io = process.turns.io();
-    let mut nbd = Vec::new();
-    for address in &args.nbd {
-        nbd.push(process::listen(io, address, false)?);
+    let mut frontends = Frontends::default();
+    if let Some(nbd) = serve_nbd(io, &config, args, sockets)? {
+        frontends.add(nbd);
     }
-    for socket in sockets {
-        nbd.push(io.listen_on(socket).map_err(setup)?);
+    let mut keeper = None;
+    if !args.iscsi.is_empty() {
+        frontends.add(serve_iscsi(io, &config, args, &mut keeper)?);
     }
     print_config(&config, args);
-    let server = nbd_server(&config)?;
-    let uris = nbd
-        .iter()
-        .filter_map(|listener| io.local_address(*listener))
-        .map(|address| uri(address, &config.name))
-        .collect();
     let engine = Engine::new(config.engine, io.now()).map_err(setup)?;
     let parts = Parts {
         engine,
-        nbd: server,
+        frontends,
+        keeper,
         members: config.members,
-        nbd_listeners: nbd,
         admin_listeners: process.admin,
         supervisor: process.supervisor,
         name: config.name,
-        uris,
     };
     let mut host = EngineHost::new(parts, io.now());
     host.announce();
@@ -120,23 +122,95 @@ fn is_local(address: &Address) -> bool {
     }
 }
 
-fn nbd_server(config: &Config) -> anyhow::Result<NbdServer> {
-    let capabilities = Capabilities {
-        capacity_bytes: config.engine.capacity_bytes,
-        block_bytes: trilith_block::limits::BLOCK_BYTES,
-        transfer_bytes_max: trilith_block::limits::TRANSFER_BYTES_MAX,
-        optimal_bytes: trilith_block::limits::TRANSFER_BYTES_MAX,
-    };
+fn volume_info(config: &Config) -> VolumeInfo {
+    VolumeInfo {
+        volume: config.engine.volume,
+        capabilities: Capabilities {
+            capacity_bytes: config.engine.capacity_bytes,
+            block_bytes: trilith_block::limits::BLOCK_BYTES,
+            transfer_bytes_max: trilith_block::limits::TRANSFER_BYTES_MAX,
+            optimal_bytes: trilith_block::limits::TRANSFER_BYTES_MAX,
+        },
+    }
+}
+
+/// The NBD server, if it listens anywhere: where the flags say and on the sockets of systemd.
+fn serve_nbd(
+    io: &mut Io,
+    config: &Config,
+    args: &EngineArgs,
+    sockets: Vec<OwnedFd>,
+) -> anyhow::Result<Option<Frontend>> {
+    let mut listeners = Vec::new();
+    for address in &args.nbd {
+        listeners.push(process::listen(io, address, false)?);
+    }
+    for socket in sockets {
+        listeners.push(io.listen_on(socket).map_err(setup)?);
+    }
+    if listeners.is_empty() {
+        return Ok(None);
+    }
     let nbd = NbdConfig {
         export_name: config.name.clone(),
         description: format!("trilith volume {}", config.engine.volume),
         read_only: false,
-        volume: VolumeInfo {
-            volume: config.engine.volume,
-            capabilities,
-        },
+        volume: volume_info(config),
     };
-    NbdServer::new(nbd).map_err(setup)
+    let server = NbdServer::new(nbd).map_err(setup)?;
+    let uris = listeners
+        .iter()
+        .filter_map(|listener| io.local_address(*listener))
+        .map(|address| uri(address, &config.name))
+        .collect();
+    let server = Server::Nbd(Box::new(server));
+    Ok(Some(Frontend::new(server, listeners, uris)))
+}
+
+/// The iSCSI target, and who keeps its reservations.
+fn serve_iscsi(
+    io: &mut Io,
+    config: &Config,
+    args: &EngineArgs,
+    keeper: &mut Option<Keeper>,
+) -> anyhow::Result<Frontend> {
+    let mut listeners = Vec::new();
+    for address in &args.iscsi {
+        listeners.push(process::listen(io, address, false)?);
+    }
+    let addresses: Vec<Address> = listeners
+        .iter()
+        .filter_map(|listener| io.local_address(*listener).cloned())
+        .collect();
+    let volume = config.engine.volume;
+    let mut target = iscsi::config(&args.target, &config.name, &addresses, volume_info(config))
+        .context("set up the iSCSI target")
+        .map_err(setup)?;
+    let mut kept = Vec::new();
+    if let Some(path) = &args.iscsi_reservations {
+        kept = keeper::read(path, volume).map_err(setup)?;
+        *keeper = Some(Keeper::start(path.clone(), volume, io.waker())?);
+        target.keeps_reservations = true;
+    }
+    let exposed = |address: &Address| matches!(address, Address::Tcp(a) if !a.ip().is_loopback());
+    if target.chap.is_none() && addresses.iter().any(exposed) {
+        tracing::warn!("iSCSI is open to all who reach it: expected --iscsi-chap-file");
+    }
+    tracing::info!(
+        target = target.target_name,
+        portals = ?target.portals,
+        chap = target.chap.is_some(),
+        initiators = ?target.initiators,
+        logical_block_bytes = target.logical_block_bytes,
+        "iSCSI is served"
+    );
+    let uris = addresses
+        .iter()
+        .filter_map(|address| iscsi::uri(address, &target.target_name))
+        .collect();
+    let target = IscsiTarget::new(target, &kept).map_err(setup)?;
+    let server = Server::Iscsi(Box::new(target));
+    Ok(Frontend::new(server, listeners, uris))
 }
 
 /// The URI that NBD clients take.

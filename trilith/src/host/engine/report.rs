@@ -1,7 +1,7 @@
 //! What an engine's admin endpoint says.
 
 use super::wiring::EngineHost;
-use crate::admin::api::{Counter, EngineReport, MemberReport, NbdReport, StageReport};
+use crate::admin::api::{Counter, EngineReport, IscsiReport, MemberReport, NbdReport, StageReport};
 use crate::admin::http::{Answer, Status as HttpStatus};
 use crate::admin::metrics::Snapshot;
 use crate::host::report::{engine_latency, engine_samples, millis, process, process_metrics};
@@ -196,14 +196,36 @@ impl EngineHost {
     }
 
     fn nbd_report(&self) -> NbdReport {
-        let nbd = self.parts.nbd.status();
+        let Some((nbd, uris)) = self.parts.frontends.nbd() else {
+            return NbdReport::default();
+        };
+        let nbd = nbd.status();
         NbdReport {
-            uris: self.parts.uris.clone(),
+            uris: uris.to_vec(),
             connections: nbd.connections,
             requests: nbd.requests,
             requests_in_flight: nbd.requests_in_flight,
             requests_failed: nbd.requests_failed,
         }
+    }
+
+    fn iscsi_report(&self) -> Option<IscsiReport> {
+        let (target, uris) = self.parts.frontends.iscsi()?;
+        let status = target.status();
+        Some(IscsiReport {
+            uris: uris.to_vec(),
+            connections: status.connections,
+            sessions: status.sessions,
+            commands: status.commands,
+            tasks_in_flight: status.tasks_in_flight,
+            commands_failed: status.commands_failed,
+            logins_failed: status.logins_failed,
+        })
+    }
+
+    /// Requests that the engine has not been given yet.
+    fn before_the_engine(&self) -> u64 {
+        u64::try_from(self.pending.len() + self.order.held()).unwrap_or(u64::MAX)
     }
 
     fn report(&self, io: &mut Io) -> EngineReport {
@@ -238,7 +260,7 @@ impl EngineHost {
             lease_left_ms: millis(status.lease_left),
             requests: count(status.requests),
             requests_max: count(status.requests_max),
-            requests_pending: count(self.pending.len()),
+            requests_pending: self.before_the_engine(),
             requests_waiting: count(status.waiting),
             entries: count(status.entries),
             rebuild_bytes: status.counters.rebuild_bytes,
@@ -256,6 +278,7 @@ impl EngineHost {
                 })
                 .collect(),
             nbd: self.nbd_report(),
+            iscsi: self.iscsi_report(),
         }
     }
 
@@ -316,7 +339,6 @@ impl EngineHost {
                 u64::from(name == state),
             );
         }
-        let nbd = self.parts.nbd.status();
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         for (name, help, value) in [
             ("trilith_engine_term", "Term", status.term.0),
@@ -333,7 +355,7 @@ impl EngineHost {
             (
                 "trilith_engine_requests_pending",
                 "Requests before the engine",
-                count(self.pending.len()),
+                self.before_the_engine(),
             ),
             (
                 "trilith_engine_requests_waiting",
@@ -345,6 +367,19 @@ impl EngineHost {
                 "Entries not held by all",
                 count(status.entries),
             ),
+        ] {
+            out.gauge(name, help, Vec::new(), value);
+        }
+        self.nbd_metrics(out);
+        self.iscsi_metrics(out);
+    }
+
+    fn nbd_metrics(&self, out: &mut Snapshot) {
+        let Some((nbd, _)) = self.parts.frontends.nbd() else {
+            return;
+        };
+        let nbd = nbd.status();
+        for (name, help, value) in [
             (
                 "trilith_nbd_connections",
                 "Connections of clients",
@@ -358,19 +393,83 @@ impl EngineHost {
         ] {
             out.gauge(name, help, Vec::new(), value);
         }
-        out.counter(
-            "trilith_nbd_requests",
-            "Requests of clients",
-            Vec::new(),
-            nbd.requests,
-        );
-        let failed = nbd.requests_failed;
-        out.counter(
-            "trilith_nbd_requests_failed",
-            "Requests that failed",
-            Vec::new(),
-            failed,
-        );
+        for (name, help, value) in [
+            ("trilith_nbd_requests", "Requests of clients", nbd.requests),
+            (
+                "trilith_nbd_requests_failed",
+                "Requests that failed",
+                nbd.requests_failed,
+            ),
+        ] {
+            out.counter(name, help, Vec::new(), value);
+        }
+    }
+
+    fn iscsi_metrics(&self, out: &mut Snapshot) {
+        let Some((target, _)) = self.parts.frontends.iscsi() else {
+            return;
+        };
+        let iscsi = target.status();
+        for (name, help, value) in [
+            (
+                "trilith_iscsi_connections",
+                "Connections of initiators",
+                iscsi.connections,
+            ),
+            (
+                "trilith_iscsi_sessions",
+                "Sessions of initiators",
+                iscsi.sessions,
+            ),
+            (
+                "trilith_iscsi_tasks_in_flight",
+                "SCSI tasks",
+                iscsi.tasks_in_flight,
+            ),
+            (
+                "trilith_iscsi_tasks_waiting",
+                "SCSI tasks that wait for memory",
+                iscsi.tasks_waiting,
+            ),
+        ] {
+            out.gauge(name, help, Vec::new(), value);
+        }
+        for (name, help, value) in [
+            ("trilith_iscsi_commands", "SCSI commands", iscsi.commands),
+            (
+                "trilith_iscsi_commands_failed",
+                "SCSI commands with another status than GOOD",
+                iscsi.commands_failed,
+            ),
+            (
+                "trilith_iscsi_logins_failed",
+                "Logins that failed",
+                iscsi.logins_failed,
+            ),
+            (
+                "trilith_iscsi_logins_denied",
+                "Logins that failed by name or secret",
+                iscsi.logins_denied,
+            ),
+            (
+                "trilith_iscsi_digest_errors",
+                "PDUs with a wrong digest",
+                iscsi.digest_errors,
+            ),
+            ("trilith_iscsi_rejects", "PDUs rejected", iscsi.rejects),
+            (
+                "trilith_iscsi_read_bytes",
+                "Bytes read by initiators",
+                iscsi.bytes_read,
+            ),
+            (
+                "trilith_iscsi_write_bytes",
+                "Bytes written by initiators",
+                iscsi.bytes_written,
+            ),
+        ] {
+            out.counter(name, help, Vec::new(), value);
+        }
     }
 }
 

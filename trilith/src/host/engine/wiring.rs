@@ -1,5 +1,8 @@
-//! Moves events and actions between the loop, the engine, the NBD server and the admin endpoint.
+//! Moves events and actions between the loop, the engine, its frontends and the admin endpoint.
 
+use super::frontends::Frontends;
+use super::keeper::{Keeper, Kept};
+use super::order::{Holders, Order};
 use crate::admin::http::{Answer, Method, Request as HttpRequest, Status};
 use crate::admin::server::{AdminServer, Ask};
 use crate::control::{Command, News};
@@ -12,16 +15,10 @@ use trilith_block::limits::MEMBERS_MAX;
 use trilith_block::request::Target;
 use trilith_block::{
     Buffers, Completion, ConnId, ErrorKind, FrontendAction, FrontendEvent, Machine, MemberId,
-    Monotonic, Request, Stream, StreamEvent, Tag, Want,
+    Monotonic, Request, Stream, StreamEvent, Want,
 };
 use trilith_engine::{Action, Engine, Event, ExitReason, Mode, Operator, Waiting};
-use trilith_frontend_nbd::NbdServer;
 use trilith_runtime::{Address, DiskDone, Handler, Io, ListenerId, Message, Signal};
-
-/// Bits of a tag that its frontend may use; above them is the frontend's number.
-const TAG_BITS: u32 = 56;
-/// Number of the NBD server among the frontends.
-const NBD: u64 = 1;
 
 /// Addresses of the members.
 #[derive(Clone, Debug, Default)]
@@ -45,20 +42,21 @@ impl Members {
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) engine: Engine,
-    pub(crate) nbd: NbdServer,
+    pub(crate) frontends: Frontends,
+    /// Keeps the reservations of the iSCSI target, if anything does.
+    pub(crate) keeper: Option<Keeper>,
     pub(crate) members: Members,
-    pub(crate) nbd_listeners: Vec<ListenerId>,
     pub(crate) admin_listeners: Vec<ListenerId>,
     pub(crate) supervisor: Supervisor,
     pub(crate) name: String,
-    pub(crate) uris: Vec<String>,
 }
 
 /// Whose connection it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Owner {
     Replica,
-    Nbd,
+    /// A client of the frontend at this place.
+    Client(usize),
     Admin,
 }
 
@@ -70,10 +68,11 @@ pub(crate) struct EngineHost {
     pub(super) started: Monotonic,
     /// Requests that the engine was too full for, oldest first.
     pub(super) pending: VecDeque<Request>,
+    /// Requests of one frontend that wait for those of another.
+    pub(super) order: Order,
     owners: BTreeMap<ConnId, Owner>,
     engine_out: Outbox<Action>,
-    nbd_out: Outbox<FrontendAction>,
-    /// The engine has taken something since its last `settle`.
+    /// There is something to settle again in this turn.
     unsettled: bool,
     slow: Vec<ConnId>,
     told_mode: Option<Mode>,
@@ -97,9 +96,9 @@ impl EngineHost {
             admin: AdminServer::default(),
             started: now,
             pending: VecDeque::new(),
+            order: Order::default(),
             owners: BTreeMap::new(),
             engine_out: Outbox::default(),
-            nbd_out: Outbox::default(),
             unsettled: true,
             slow: Vec::new(),
             told_mode: None,
@@ -127,11 +126,9 @@ impl EngineHost {
             .step(now, event, io.arena(), &mut self.engine_out.fill);
     }
 
-    fn nbd(&mut self, io: &mut Io, event: FrontendEvent<'_>) {
+    fn frontend(&mut self, io: &mut Io, at: usize, event: FrontendEvent<'_>) {
         let now = io.now();
-        self.parts
-            .nbd
-            .step(now, event, io.arena(), &mut self.nbd_out.fill);
+        self.parts.frontends.at(at).step(now, event, io.arena());
     }
 
     /// Carries out what the machines have asked for, until they ask for nothing more. Each action
@@ -143,15 +140,26 @@ impl EngineHost {
                     self.engine_action(io, &list, list.list()[at]);
                 }
                 self.engine_out.done(list);
-            } else if let Some(list) = self.nbd_out.take() {
-                for at in 0..list.list().len() {
-                    self.nbd_action(io, &list, list.list()[at]);
-                }
-                self.nbd_out.done(list);
-            } else {
+            } else if !self.pump_frontends(io) {
                 return;
             }
         }
+    }
+
+    /// Carries out what the frontends have asked for. False when that is nothing.
+    fn pump_frontends(&mut self, io: &mut Io) -> bool {
+        let mut any = false;
+        for at in 0..self.parts.frontends.count() {
+            let Some(list) = self.parts.frontends.at(at).out.take() else {
+                continue;
+            };
+            any = true;
+            for index in 0..list.list().len() {
+                self.frontend_action(io, at, &list, list.list()[index]);
+            }
+            self.parts.frontends.at(at).out.done(list);
+        }
+        any
     }
 
     fn engine_action(
@@ -184,21 +192,19 @@ impl EngineHost {
         self.engine(io, Event::Dialled { member, conn });
     }
 
-    fn nbd_action(
+    fn frontend_action(
         &mut self,
         io: &mut Io,
+        at: usize,
         list: &trilith_block::Actions<FrontendAction>,
         action: FrontendAction,
     ) {
         match action {
             FrontendAction::Submit(mut request) => {
-                debug_assert!(
-                    request.tag.0 >> TAG_BITS == 0,
-                    "tag {:?} is too long",
-                    request.tag
-                );
-                request.tag = Tag(request.tag.0 | NBD << TAG_BITS);
-                self.submit(io, request);
+                request.tag = self.parts.frontends.tag(at, request.tag);
+                if let Some(request) = self.order.enter(&self.parts.frontends, at, request) {
+                    self.submit(io, request);
+                }
             }
             FrontendAction::Send {
                 conn,
@@ -247,14 +253,16 @@ impl EngineHost {
         }
     }
 
-    fn complete(&mut self, io: &mut Io, mut completion: Completion) {
-        debug_assert_eq!(
-            completion.tag.0 >> TAG_BITS,
-            NBD,
-            "only one frontend submits"
-        );
-        completion.tag = Tag(completion.tag.0 & ((1 << TAG_BITS) - 1));
-        self.nbd(io, FrontendEvent::Complete(completion));
+    fn complete(&mut self, io: &mut Io, completion: Completion) {
+        if self.order.leave(completion.tag) {
+            self.unsettled = true;
+        }
+        let Some(at) = self.parts.frontends.of_tag(completion.tag) else {
+            debug_assert!(false, "nobody submitted {:?}", completion.tag);
+            return;
+        };
+        let completion = Frontends::own(completion);
+        self.frontend(io, at, FrontendEvent::Complete(completion));
     }
 
     /// The engine is done for ever: clients are told, then the process leaves.
@@ -268,16 +276,20 @@ impl EngineHost {
             exit,
             until: io.now().after(DRAIN_TIME_MAX),
         });
-        for listener in self.parts.nbd_listeners.drain(..) {
-            io.stop_listening(listener);
+        for at in 0..self.parts.frontends.count() {
+            for listener in std::mem::take(&mut self.parts.frontends.at(at).listeners) {
+                io.stop_listening(listener);
+            }
         }
         self.end_pending(io, ErrorKind::Fenced);
-        self.nbd(io, FrontendEvent::Serving(false));
+        for at in 0..self.parts.frontends.count() {
+            self.frontend(io, at, FrontendEvent::Serving(false));
+        }
     }
 
-    /// Ends what the engine has not taken yet, and what the frontend gives next as it has room again.
+    /// Ends what the engine has not taken yet, and what a frontend gives next as it has room again.
     fn end_pending(&mut self, io: &mut Io, kind: ErrorKind) {
-        while let Some(request) = self.pending.pop_front() {
+        while let Some(request) = self.pending.pop_front().or_else(|| self.order.give_up()) {
             if let Some(data) = request.data {
                 io.arena().release(data.buf);
             }
@@ -357,17 +369,50 @@ impl EngineHost {
         }
     }
 
+    /// Lets requests go on that have waited for those of another frontend.
+    fn retry_held(&mut self, io: &mut Io) {
+        while let Some(request) = self.order.next(&self.parts.frontends) {
+            self.submit(io, request);
+        }
+    }
+
+    /// Has reservations kept that are to outlive this process. Their initiators are answered when
+    /// they are.
+    fn keep_reservations(&mut self) {
+        let Some(keeper) = self.parts.keeper.as_mut().filter(|keeper| keeper.is_free()) else {
+            return;
+        };
+        if let Some((target, _)) = self.parts.frontends.iscsi_mut()
+            && let Some((number, state)) = target.unkept()
+            && !keeper.keep(number, state)
+        {
+            tracing::error!("the keeper of reservations is gone");
+        }
+    }
+
+    fn kept(&mut self, io: &mut Io, kept: Kept) {
+        if let Some(keeper) = &mut self.parts.keeper {
+            keeper.done();
+        }
+        if let Some((target, out)) = self.parts.frontends.iscsi_mut() {
+            let now = io.now();
+            target.kept(now, kept.number, kept.ok, io.arena(), &mut out.fill);
+        }
+        self.pump(io);
+    }
+
     fn settle_machines(&mut self, io: &mut Io, now: Monotonic) {
         for _ in 0..SETTLE_ROUNDS_MAX {
             self.retry_pending(io);
+            self.retry_held(io);
             self.unsettled = false;
             self.parts
                 .engine
                 .settle(now, io.arena(), &mut self.engine_out.fill);
             self.pump(io);
-            self.parts
-                .nbd
-                .settle(now, io.arena(), &mut self.nbd_out.fill);
+            for at in 0..self.parts.frontends.count() {
+                self.parts.frontends.at(at).settle(now, io.arena());
+            }
             self.pump(io);
             if !self.unsettled {
                 return;
@@ -378,8 +423,8 @@ impl EngineHost {
 
 impl Handler for EngineHost {
     fn accepted(&mut self, io: &mut Io, listener: ListenerId, conn: ConnId) {
-        let owner = if self.parts.nbd_listeners.contains(&listener) {
-            Owner::Nbd
+        let owner = if let Some(at) = self.parts.frontends.of_listener(listener) {
+            Owner::Client(at)
         } else if self.parts.admin_listeners.contains(&listener)
             && self.admin.accepted(io.now(), conn)
         {
@@ -399,7 +444,7 @@ impl Handler for EngineHost {
         }
         match owner {
             Owner::Replica => self.engine(io, Event::Stream(conn, event)),
-            Owner::Nbd => self.nbd(io, FrontendEvent::Stream(conn, event)),
+            Owner::Client(at) => self.frontend(io, at, FrontendEvent::Stream(conn, event)),
             Owner::Admin => {
                 if let Some(request) = self.admin.stream(conn, event) {
                     self.answer(io, conn, request);
@@ -412,7 +457,7 @@ impl Handler for EngineHost {
     fn want(&mut self, io: &mut Io, conn: ConnId) -> Want {
         match self.owners.get(&conn) {
             Some(Owner::Replica) => self.parts.engine.want(conn, io.arena()),
-            Some(Owner::Nbd) => self.parts.nbd.want(conn, io.arena()),
+            Some(Owner::Client(at)) => self.parts.frontends.at(*at).want(conn, io.arena()),
             Some(Owner::Admin) => self.admin.want(conn),
             None => Want::Pause,
         }
@@ -422,6 +467,7 @@ impl Handler for EngineHost {
 
     fn settle(&mut self, io: &mut Io, now: Monotonic) {
         self.settle_machines(io, now);
+        self.keep_reservations();
         self.admin.settle(now, &mut self.slow);
         for conn in self.slow.drain(..) {
             io.close(conn, false);
@@ -441,7 +487,7 @@ impl Handler for EngineHost {
         [
             rest,
             self.parts.engine.deadline(),
-            self.parts.nbd.deadline(),
+            self.parts.frontends.deadline(),
             self.admin.deadline(),
             self.ending.map(|ending| ending.until),
         ]
@@ -458,6 +504,10 @@ impl Handler for EngineHost {
     }
 
     fn message(&mut self, io: &mut Io, message: Message) {
+        let message = match message.downcast::<Kept>() {
+            Ok(kept) => return self.kept(io, *kept),
+            Err(other) => other,
+        };
         match message.downcast::<Command>().map(|command| *command) {
             Ok(Command::Grant(span)) => {
                 let until = io.now().after(span);

@@ -1,0 +1,205 @@
+//! The frontends of an engine. Each is a machine that serves clients by a protocol of its own; the
+//! wiring treats them alike. A further one is a further case of [`Server`].
+
+use super::order::Holders;
+use crate::host::Outbox;
+use trilith_block::{
+    ByteRange, Completion, ConnId, FrontendAction, FrontendEvent, Machine, Monotonic, Stream, Tag,
+    Want,
+};
+use trilith_frontend_iscsi::IscsiTarget;
+use trilith_frontend_nbd::NbdServer;
+use trilith_runtime::{Arena, ListenerId};
+
+/// Bits of a tag that its frontend may use; above them is the frontend's number.
+const TAG_BITS: u32 = 56;
+
+/// A frontend's machine.
+#[derive(Debug)]
+pub(crate) enum Server {
+    /// NBD.
+    Nbd(Box<NbdServer>),
+    /// iSCSI.
+    Iscsi(Box<IscsiTarget>),
+}
+
+impl Server {
+    /// Its number in the tags of requests. Never 0.
+    fn number(&self) -> u64 {
+        match self {
+            Server::Nbd(_) => 1,
+            Server::Iscsi(_) => 2,
+        }
+    }
+
+    /// True when it may ask for exclusive ranges.
+    fn may_hold(&self) -> bool {
+        match self {
+            Server::Nbd(_) => false,
+            Server::Iscsi(_) => true,
+        }
+    }
+
+    /// True when a command that reads, decides and writes is under way in the range.
+    fn holds(&self, range: ByteRange) -> bool {
+        match self {
+            Server::Nbd(_) => false,
+            Server::Iscsi(target) => target.holds(range),
+        }
+    }
+}
+
+/// A frontend.
+#[derive(Debug)]
+pub(crate) struct Frontend {
+    /// Its machine.
+    pub(crate) server: Server,
+    /// Where its clients come in.
+    pub(crate) listeners: Vec<ListenerId>,
+    /// Where clients find the volume, in their own words.
+    pub(crate) uris: Vec<String>,
+    /// What its machine has asked for.
+    pub(crate) out: Outbox<FrontendAction>,
+}
+
+impl Frontend {
+    /// A frontend.
+    pub(crate) fn new(server: Server, listeners: Vec<ListenerId>, uris: Vec<String>) -> Frontend {
+        Frontend {
+            server,
+            listeners,
+            uris,
+            out: Outbox::default(),
+        }
+    }
+
+    /// An event for its machine.
+    pub(crate) fn step(&mut self, now: Monotonic, event: FrontendEvent<'_>, data: &mut Arena) {
+        let out = &mut self.out.fill;
+        match &mut self.server {
+            Server::Nbd(server) => server.step(now, event, data, out),
+            Server::Iscsi(target) => target.step(now, event, data, out),
+        }
+    }
+
+    /// The end of a batch of events.
+    pub(crate) fn settle(&mut self, now: Monotonic, data: &mut Arena) {
+        let out = &mut self.out.fill;
+        match &mut self.server {
+            Server::Nbd(server) => server.settle(now, data, out),
+            Server::Iscsi(target) => target.settle(now, data, out),
+        }
+    }
+
+    /// When it wants to settle at the latest.
+    pub(crate) fn deadline(&self) -> Option<Monotonic> {
+        match &self.server {
+            Server::Nbd(server) => server.deadline(),
+            Server::Iscsi(target) => target.deadline(),
+        }
+    }
+
+    /// What a connection of it wants.
+    pub(crate) fn want(&mut self, conn: ConnId, data: &mut Arena) -> Want {
+        match &mut self.server {
+            Server::Nbd(server) => server.want(conn, data),
+            Server::Iscsi(target) => target.want(conn, data),
+        }
+    }
+}
+
+/// All frontends of an engine, each kind at most once. They are told apart by their place here.
+#[derive(Debug, Default)]
+pub(crate) struct Frontends(Vec<Frontend>);
+
+impl Frontends {
+    /// Adds one.
+    pub(crate) fn add(&mut self, frontend: Frontend) {
+        self.0.push(frontend);
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The one at a place.
+    pub(crate) fn at(&mut self, at: usize) -> &mut Frontend {
+        &mut self.0[at]
+    }
+
+    /// When one of them wants to settle at the latest.
+    pub(crate) fn deadline(&self) -> Option<Monotonic> {
+        self.0.iter().filter_map(Frontend::deadline).min()
+    }
+
+    /// The one that has the listener.
+    pub(crate) fn of_listener(&self, listener: ListenerId) -> Option<usize> {
+        self.0.iter().position(|f| f.listeners.contains(&listener))
+    }
+
+    /// The NBD server and where it serves.
+    pub(crate) fn nbd(&self) -> Option<(&NbdServer, &[String])> {
+        self.0.iter().find_map(|frontend| match &frontend.server {
+            Server::Nbd(server) => Some((&**server, frontend.uris.as_slice())),
+            Server::Iscsi(_) => None,
+        })
+    }
+
+    /// The iSCSI target and where it serves.
+    pub(crate) fn iscsi(&self) -> Option<(&IscsiTarget, &[String])> {
+        self.0.iter().find_map(|frontend| match &frontend.server {
+            Server::Iscsi(target) => Some((&**target, frontend.uris.as_slice())),
+            Server::Nbd(_) => None,
+        })
+    }
+
+    /// The iSCSI target and where it puts its actions.
+    pub(crate) fn iscsi_mut(&mut self) -> Option<(&mut IscsiTarget, &mut Outbox<FrontendAction>)> {
+        self.0
+            .iter_mut()
+            .find_map(|frontend| match &mut frontend.server {
+                Server::Iscsi(target) => Some((&mut **target, &mut frontend.out)),
+                Server::Nbd(_) => None,
+            })
+    }
+
+    fn others(&self, at: usize) -> impl Iterator<Item = &Server> {
+        let all = self.0.iter().enumerate();
+        all.filter(move |(other, _)| *other != at)
+            .map(|(_, frontend)| &frontend.server)
+    }
+
+    /// A frontend's tag as the engine gets it.
+    pub(crate) fn tag(&self, at: usize, tag: Tag) -> Tag {
+        debug_assert!(tag.0 >> TAG_BITS == 0, "tag {tag:?} is too long");
+        Tag(tag.0 | self.0[at].server.number() << TAG_BITS)
+    }
+
+    /// A completion as the frontend gets it.
+    pub(crate) fn own(completion: Completion) -> Completion {
+        Completion {
+            tag: Tag(completion.tag.0 & ((1 << TAG_BITS) - 1)),
+            ..completion
+        }
+    }
+}
+
+impl Holders for Frontends {
+    fn may_hold_against(&self, at: usize) -> bool {
+        self.others(at).any(Server::may_hold)
+    }
+
+    fn hold_against(&self, at: usize, range: ByteRange) -> bool {
+        self.others(at).any(|server| server.holds(range))
+    }
+
+    fn holds(&self, at: usize, range: ByteRange) -> bool {
+        self.0[at].server.holds(range)
+    }
+
+    fn of_tag(&self, tag: Tag) -> Option<usize> {
+        let number = tag.0 >> TAG_BITS;
+        self.0.iter().position(|f| f.server.number() == number)
+    }
+}
