@@ -7,10 +7,12 @@
 # URL is iscsi://[user%secret@]host:port/target/lun; SECOND_URL is a second path to the same unit
 # for the multipath tests (URL itself when left out: a second session). THE UNIT IS OVERWRITTEN.
 # ISCSI_READONLY_URL, when set, is a unit that is write protected, for the test of those.
+# ISCSI_TEST_ONLY and ISCSI_TEST_EXCEPT, when set, are patterns (grep -E) of the tests to run and to leave
+# out. ISCSI_EXPECTED, when set, is read instead of expected.tsv.
 # Results go to OUTDIR/results.tsv (test, result), the output of each test to OUTDIR/<test>.txt.
 # Exit status: 0 all as expected.tsv says, 1 something differs, 2 it could not be run.
 set -u
-[ $# -ge 2 ] || { sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,15s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 url=$1
 dir=$2
 second=${3:-$1}
@@ -31,7 +33,11 @@ judge() {
 }
 
 : > "$dir/results.tsv"
-for test in $(iscsi-test-cu --list 2>/dev/null | grep -E '^ALL\.[^.]+\.[^.]+$' | grep -E "${ISCSI_TEST_ONLY:-.}"); do
+chosen() {
+    grep -E "${ISCSI_TEST_ONLY:-.}" | grep -v -E "${ISCSI_TEST_EXCEPT:-^$}"
+}
+
+for test in $(iscsi-test-cu --list 2>/dev/null | grep -E '^ALL\.[^.]+\.[^.]+$' | chosen); do
     urls=$url
     limit=$seconds
     case $test in
@@ -47,8 +53,8 @@ for test in $(iscsi-test-cu --list 2>/dev/null | grep -E '^ALL\.[^.]+\.[^.]+$' |
 done
 
 cut -f2 "$dir/results.tsv" | sort | uniq -c
-[ -z "${ISCSI_TEST_ONLY:-}" ] || exit 0
-if diff "$here/expected.tsv" "$dir/results.tsv" > "$dir/differences.txt"; then
+chosen < "${ISCSI_EXPECTED:-$here/expected.tsv}" > "$dir/expected.tsv"
+if diff "$dir/expected.tsv" "$dir/results.tsv" > "$dir/differences.txt"; then
     echo "as expected"
 else
     echo "different from expected.tsv (< expected, > found):"

@@ -317,6 +317,9 @@ pub(crate) struct IscsiArgs {
     /// cases. Changing it changes what partition tables mean.
     #[arg(long = "iscsi-block", value_parser = parse_block, default_value = "512", value_name = "BYTES")]
     pub(crate) block: u32,
+    /// Serve iSCSI initiators reads only: the disk is write protected for them.
+    #[arg(long = "iscsi-read-only")]
+    pub(crate) read_only: bool,
 }
 
 /// Where to serve, or not at all.

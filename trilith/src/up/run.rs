@@ -323,5 +323,8 @@ impl Args {
             self.set("--iscsi-mutual-chap-file", file.display());
         }
         self.set("--iscsi-block", target.block);
+        if target.read_only {
+            self.0.push("--iscsi-read-only".into());
+        }
     }
 }

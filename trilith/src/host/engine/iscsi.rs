@@ -68,7 +68,7 @@ pub(crate) fn config(
         portal_group: PORTAL_GROUP,
         lun: UNIT,
         logical_block_bytes: args.block,
-        read_only: false,
+        read_only: args.read_only,
         initiators: args.initiators.clone(),
         chap: chap(args)?,
         keeps_reservations: false,
@@ -155,6 +155,7 @@ mod tests {
             chap_file: None,
             mutual_chap_file: None,
             block: 512,
+            read_only: false,
         }
     }
 
