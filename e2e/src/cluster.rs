@@ -1,5 +1,6 @@
 //! A volume served by `trilith up`, its processes found and killed by their command lines.
 
+use crate::iscsi::{Initiator, Login};
 use crate::nbd::Client;
 use crate::wait_until;
 use anyhow::{Context, Result, bail, ensure};
@@ -39,6 +40,7 @@ pub struct Cluster {
     /// What outlives a process but not the kernel; on tmpfs, gone with the test.
     windows: tempfile::TempDir,
     port: u16,
+    iscsi_port: u16,
     up: Option<Child>,
 }
 
@@ -120,6 +122,7 @@ impl Cluster {
                 .prefix("trilith-e2e-")
                 .tempdir_in("/dev/shm")?,
             port: free_port()?,
+            iscsi_port: free_port()?,
             up: None,
         };
         cluster.up()?;
@@ -151,6 +154,44 @@ impl Cluster {
         format!("nbd://127.0.0.1:{}/", self.port)
     }
 
+    /// `host:port` of the iSCSI target.
+    pub fn portal(&self) -> String {
+        format!("127.0.0.1:{}", self.iscsi_port)
+    }
+
+    /// URI of the unit, as status has it.
+    ///
+    /// # Errors
+    /// When the engine does not answer.
+    pub fn iscsi_uri(&self) -> Result<String> {
+        let status = self.status()?;
+        let uri = status["engine"]["iscsi"]["uris"][0].as_str();
+        Ok(uri.context("an iSCSI URI in status")?.to_owned())
+    }
+
+    /// How initiator `n` logs in.
+    ///
+    /// # Errors
+    /// When the engine does not answer.
+    pub fn login(&self, n: u8) -> Result<Login> {
+        let uri = self.iscsi_uri()?;
+        let target = uri.split('/').nth(3).context("a target in the URI")?;
+        Ok(Login {
+            target: target.to_owned(),
+            initiator: format!("iqn.2026-01.io.trilith.e2e:{n}"),
+            isid: n,
+            digests: false,
+        })
+    }
+
+    /// A session of initiator `n`, ready.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub fn initiator(&self, n: u8) -> Result<Initiator> {
+        Initiator::ready(&self.portal(), &self.login(n)?)
+    }
+
     /// Starts `trilith up` on the volume; returns when it serves.
     ///
     /// # Errors
@@ -176,7 +217,7 @@ impl Cluster {
             .args(["--replicas", &self.options.replicas.to_string()])
             .arg("--dir")
             .arg(&data)
-            .args(["--nbd", &self.address()])
+            .args(["--nbd", &self.address(), "--iscsi", &self.portal()])
             .arg("--window-dir")
             .arg(self.windows.path())
             .args(&self.options.more)

@@ -7,10 +7,11 @@
 //!
 //! Failure: a test fails by panic or error; the logs of its processes are printed.
 //!
-//! Start reading at: [`Cluster`], then [`nbd`], then [`history`].
+//! Start reading at: [`Cluster`], then [`nbd`] and [`iscsi`], then [`history`].
 
 pub mod cluster;
 pub mod history;
+pub mod iscsi;
 pub mod nbd;
 
 pub use cluster::{Cluster, Options};
