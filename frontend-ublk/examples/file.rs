@@ -1,10 +1,13 @@
-//! A ublk device without an engine: memory that forgets when it ends, or nothing at all (reads give
-//! zeroes, writes go nowhere) to measure the path itself. `memory --size BYTES [--null]
-//! [--queues N] [--number N]`; it prints `live N` once the device is there and ends, the device
-//! with it, on SIGTERM. Killed, it leaves the device to its next start.
+//! A ublk device without an engine: a file, made when missing, or nothing at all (reads give zeroes,
+//! writes go nowhere) to measure the path itself. `file --size BYTES [--file PATH] [--queues N]
+//! [--number N]`; it prints `live N` once the device is there and ends, the device with it, on
+//! SIGTERM. Killed, it leaves the device to its next start. The file is read and written in the
+//! loop's own thread: good for tests, no pattern for a server.
 #![allow(clippy::print_stdout, reason = "an example talks to its user")]
 
 use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::process::ExitCode;
 use trilith_block::{
     Actions, Buffers, Capabilities, Completion, ConnId, ErrorKind, Machine, Monotonic, Op, Outcome,
@@ -29,7 +32,7 @@ struct Host {
     /// Reads that wait for a buffer.
     pending: VecDeque<Request>,
     /// `None`: nothing is kept.
-    memory: Option<Vec<u8>>,
+    file: Option<File>,
     ok: bool,
 }
 
@@ -56,41 +59,52 @@ impl Host {
     }
 
     fn serve(&mut self, io: &mut Io, request: Request) {
-        let range = usize::try_from(request.range.offset).unwrap_or(usize::MAX);
-        let len = usize::try_from(request.range.len).unwrap_or(usize::MAX);
-        let result = match (request.op, &mut self.memory) {
-            (Op::Read, memory) => {
-                let Some(slice) = io.arena().alloc(u32::try_from(len).unwrap_or(0)) else {
-                    self.pending.push_back(request);
-                    return;
-                };
-                if let Some(memory) = memory {
-                    let source = &memory[range..range + len];
-                    io.arena().bytes_mut(slice).copy_from_slice(source);
-                }
-                Ok(Outcome::Data(slice))
-            }
-            (Op::Write, memory) => match request.data {
-                Some(data) => {
-                    if let Some(memory) = memory {
-                        let target = &mut memory[range..range + len];
-                        target.copy_from_slice(io.arena().bytes(data));
-                    }
-                    io.arena().release(data.buf);
-                    Ok(Outcome::Done)
-                }
-                None => Err(ErrorKind::Io),
-            },
-            (Op::Discard | Op::WriteZeroes, memory) => {
-                if let Some(memory) = memory {
-                    memory[range..range + len].fill(0);
-                }
-                Ok(Outcome::Done)
-            }
-            _ => Ok(Outcome::Done),
+        let Some(done) = self.target(io, request) else {
+            self.pending.push_back(request);
+            return;
         };
+        let result = done.map_err(|_| ErrorKind::Io);
         let tag = request.tag;
         self.step(io, UblkEvent::Complete(Completion { tag, result }));
+    }
+
+    /// Carries a request out; `None`: there is no memory now.
+    fn target(&self, io: &mut Io, request: Request) -> Option<std::io::Result<Outcome>> {
+        let at = request.range.offset;
+        let len = request.range.len;
+        let done = match (request.op, &self.file) {
+            (Op::Read, file) => {
+                let slice = io.arena().alloc(u32::try_from(len).unwrap_or(0))?;
+                let bytes = io.arena().bytes_mut(slice);
+                let read = file
+                    .as_ref()
+                    .map_or(Ok(()), |file| file.read_exact_at(bytes, at));
+                return Some(read.map(|()| Outcome::Data(slice)));
+            }
+            (Op::Write, file) => {
+                let data = request.data?;
+                let bytes = io.arena().bytes(data);
+                let written = file
+                    .as_ref()
+                    .map_or(Ok(()), |file| file.write_all_at(bytes, at));
+                io.arena().release(data.buf);
+                written
+            }
+            (Op::Discard | Op::WriteZeroes, Some(file)) => {
+                let zeroes = [0; 4096];
+                let mut done = 0;
+                let mut result = Ok(());
+                while done < len && result.is_ok() {
+                    let step = (len - done).min(4096);
+                    let part = usize::try_from(step).unwrap_or(0);
+                    result = file.write_all_at(&zeroes[..part], at + done);
+                    done += step;
+                }
+                result
+            }
+            _ => Ok(()),
+        };
+        Some(done.map(|()| Outcome::Done))
     }
 }
 
@@ -169,7 +183,7 @@ fn flag<T: std::str::FromStr>(name: &str) -> Option<T> {
 
 fn main() -> ExitCode {
     let capacity_bytes: u64 = flag("--size").unwrap_or(256 << 20);
-    let null = std::env::args().any(|arg| arg == "--null");
+    let path: Option<String> = flag("--file");
     let volume = Capabilities {
         capacity_bytes,
         block_bytes: 4096,
@@ -188,17 +202,21 @@ fn main() -> ExitCode {
         turns.io().catch_signals(&signals)?;
         let device = Device::new(config, turns.io().waker())?;
         device.open();
-        let memory = match null {
-            true => None,
-            false => Some(vec![0; usize::try_from(capacity_bytes)?]),
+        let open = |path| {
+            let mut how = File::options();
+            how.read(true).write(true).create(true).truncate(false);
+            let file = how.open(path)?;
+            file.set_len(capacity_bytes)?;
+            std::io::Result::Ok(file)
         };
+        let file = path.map(open).transpose()?;
         let mut host = Host {
             server: UblkServer::new(UblkConfig { capacity_bytes }),
             device,
             out: Actions::new(),
             spare: Actions::new(),
             pending: VecDeque::new(),
-            memory,
+            file,
             ok: true,
         };
         turns.run(&mut host)?;
