@@ -17,6 +17,8 @@ pub(crate) struct Target {
     /// Where fio finds it.
     pub(crate) place: Place,
     children: Vec<Child>,
+    /// Pid of a server that runs on after its starter has ended.
+    daemon: Option<u32>,
 }
 
 fn pause() {
@@ -122,6 +124,7 @@ impl Target {
             name: name.to_owned(),
             place: Place::File(String::new()),
             children: Vec::new(),
+            daemon: None,
         };
         let log = dir.join("log");
         match name {
@@ -223,8 +226,10 @@ impl Target {
             ),
         )?;
         let mut command = Command::new("nbd-server");
-        command.args(["-d", "-C"]).arg(&config);
+        let pid = dir.join("pid");
+        command.arg("-C").arg(&config).arg("-p").arg(&pid);
         self.serve(&mut command, log, port)?;
+        self.daemon = fs::read_to_string(&pid)?.trim().parse().ok();
         self.place = Place::Nbd(format!("nbd://127.0.0.1:{port}/x"));
         Ok(())
     }
@@ -248,6 +253,8 @@ impl Target {
     /// Pids of the target's servers: its children and theirs.
     pub(crate) fn pids(&self) -> Vec<u32> {
         let mut pids: Vec<u32> = self.children.iter().map(Child::id).collect();
+        pids.extend(self.daemon);
+        let roots = pids.clone();
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let Some(pid) = entry
                 .file_name()
@@ -261,7 +268,7 @@ impl Target {
                 .rsplit(')')
                 .next()
                 .and_then(|s| s.split_whitespace().nth(1)?.parse().ok());
-            if parent.is_some_and(|p: u32| self.children.iter().any(|c| c.id() == p)) {
+            if parent.is_some_and(|p: u32| roots.contains(&p)) {
                 pids.push(pid);
             }
         }
@@ -314,7 +321,8 @@ fn cpu_seconds(pid: u32) -> f64 {
         .unwrap_or_default()
         .split_whitespace()
         .skip(11)
-        .take(2)
+        // utime, stime, and those of children that have ended.
+        .take(4)
         .filter_map(|v| v.parse().ok())
         .collect();
     // The kernel counts in hundredths of a second on every system that we build for.
@@ -323,6 +331,9 @@ fn cpu_seconds(pid: u32) -> f64 {
 
 impl Drop for Target {
     fn drop(&mut self) {
+        if let Some(pid) = self.daemon {
+            drop(Command::new("kill").arg(pid.to_string()).status());
+        }
         for child in &mut self.children {
             // SIGTERM first: a volume stops cleanly and takes its processes with it.
             drop(Command::new("kill").arg(child.id().to_string()).status());
