@@ -195,6 +195,7 @@ fn main() -> ExitCode {
         queues: flag("--queues").unwrap_or(1),
         mark: Mark::of(VOLUME),
         params: Params::new(&volume, false),
+        takes_over: true,
     };
     let run = || -> Result<bool, Box<dyn std::error::Error>> {
         let mut turns = Loop::new(LoopConfig::default())?;

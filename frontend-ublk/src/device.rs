@@ -49,6 +49,9 @@ pub struct DeviceConfig {
     pub mark: Mark,
     /// What it says of itself.
     pub params: Params,
+    /// A device that another server has left may be taken over. False: whoever uses the volume is
+    /// known to be fresh, which the users of such a device are not.
+    pub takes_over: bool,
 }
 
 /// A device that is open and waits to be fetched.
@@ -202,6 +205,12 @@ fn course(config: &DeviceConfig, devices: &[DeviceInfo]) -> Result<Course> {
     };
     Ok(match ours {
         None => Course::Add { number, dead: None },
+        Some(own) if is_recoverable(own.state) && !config.takes_over => {
+            return Err(ControlError::Device(format!(
+                "ublk device {} has users of an earlier server, and it was said that there are none",
+                own.number
+            )));
+        }
         Some(own) if is_recoverable(own.state) => Course::Recover(*own),
         Some(own) if own.state == State::Dead => Course::Add {
             number,
@@ -478,6 +487,7 @@ mod tests {
             queues: 1,
             mark: Mark::of(Uuid([7; 16])),
             params: Params::new(&volume, false),
+            takes_over: true,
         }
     }
 
@@ -556,6 +566,18 @@ mod tests {
             dead: Some(2),
         };
         assert_eq!(course(&fixed, &[dead]).unwrap(), replace);
+    }
+
+    #[test]
+    fn device_with_users_is_not_taken_over_where_users_are_said_to_be_fresh() {
+        let fresh = DeviceConfig {
+            takes_over: false,
+            ..config(Number::Auto)
+        };
+        let own = fresh.mark.number();
+        assert!(course(&fresh, &[device(3, State::Quiesced, own)]).is_err());
+        assert!(course(&fresh, &[device(3, State::Dead, own)]).is_ok());
+        assert!(course(&fresh, &[]).is_ok());
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //! The commands name no memory, so a loop that is dropped while the kernel has them leaves nothing
 //! behind: closing the ring cancels them, and the driver keeps the requests for a successor.
 
-use crate::backend::{Backend, FdRef, FdUse, SysOp};
+use crate::backend::{Backend, FdRef, SysOp};
 use crate::error::{Errno, RuntimeError};
 use crate::io::{Event, Io, Key};
 use crate::limits::{UBLK_DEPTH_MAX, UBLK_QUEUES_MAX};
@@ -217,7 +217,13 @@ impl Io {
         if self.ublk.is_some() {
             return own(io::ErrorKind::AlreadyExists, "a loop serves one device");
         }
-        let fd = self.driver.attach(device.file.as_raw_fd(), FdUse::Disk)?;
+        // Not a registered file: kernels before 6.13 let go of one only when everything that was
+        // submitted before has ended, and waiting for a signal never does. The device could not be
+        // deleted.
+        let fd = FdRef {
+            raw: device.file.as_raw_fd(),
+            fixed: None,
+        };
         let slots = usize::from(device.queues) * usize::from(device.depth);
         self.ublk = Some(Port {
             device,
@@ -324,13 +330,11 @@ impl Io {
     /// Lets go of the device, so that it can be deleted. False, and nothing done, while the kernel
     /// has a command of it: stop the device first.
     pub fn ublk_detach(&mut self) -> bool {
-        match self.ublk.take_if(|port| port.count == 0) {
-            Some(port) => {
-                self.driver.detach(port.fd);
-                true
-            }
-            None => self.ublk.is_none(),
+        let free = self.ublk.as_ref().is_none_or(|port| port.count == 0);
+        if free {
+            self.ublk = None;
         }
+        free
     }
 
     pub(crate) fn ublk_completed(&mut self, index: u32, result: i32) {

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use trilith_block::Uuid;
 use trilith_block::limits::MEMBERS_MAX;
+use trilith_frontend_ublk::Number;
 use trilith_runtime::{Address, Backend};
 
 /// Replicated block storage.
@@ -31,6 +32,9 @@ pub(crate) enum Command {
     /// Tell something to a running volume.
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// Look at the ublk devices of this host and mend them.
+    #[command(subcommand)]
+    Ublk(UblkCommand),
     /// Work on the store of a replica that is not running.
     #[command(subcommand)]
     Store(StoreCommand),
@@ -97,6 +101,9 @@ pub(crate) struct UpArgs {
     /// Flags of the iSCSI target.
     #[command(flatten)]
     pub(crate) target: IscsiArgs,
+    /// Flags of the ublk device.
+    #[command(flatten)]
+    pub(crate) ublk: UblkArgs,
     /// Stay in the foreground. `up` always does; the flag is there for scripts that say so.
     #[arg(long)]
     pub(crate) foreground: bool,
@@ -270,7 +277,8 @@ pub(crate) struct EngineArgs {
     /// Identity of an engine that is known to be dead: its lease is released at once.
     #[arg(long, value_parser = parse_uuid, value_name = "UUID")]
     pub(crate) supersedes: Option<Uuid>,
-    /// Loss epoch that clients are bound to; without it they are known to be fresh.
+    /// Loss epoch that clients are bound to; without it they are known to be fresh (and a ublk
+    /// device that an engine before has left is not taken over).
     #[arg(long, value_name = "N")]
     pub(crate) loss: Option<u32>,
     /// Name of the volume: the NBD export.
@@ -289,6 +297,9 @@ pub(crate) struct EngineArgs {
     /// without it they are refused. Whoever serves the volume next must have it.
     #[arg(long, value_name = "FILE")]
     pub(crate) iscsi_reservations: Option<PathBuf>,
+    /// Flags of the ublk device.
+    #[command(flatten)]
+    pub(crate) ublk: UblkArgs,
     /// File to lock while the engine runs, so that no second one is started on this host.
     #[arg(long, value_name = "FILE")]
     pub(crate) lock: Option<PathBuf>,
@@ -320,6 +331,64 @@ pub(crate) struct IscsiArgs {
     /// Serve iSCSI initiators reads only: the disk is write protected for them.
     #[arg(long = "iscsi-read-only")]
     pub(crate) read_only: bool,
+}
+
+/// Flags of a ublk device.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct UblkArgs {
+    /// Serve the volume as a block device of this host, /dev/ublkbN. Without a number, the one that
+    /// the volume has or the lowest that is free. Needs root and Linux 6.5.
+    #[arg(
+        long = "ublk",
+        value_parser = parse_ublk,
+        num_args = 0..=1,
+        default_missing_value = "auto",
+        value_name = "auto|N"
+    )]
+    pub(crate) number: Option<UblkNumber>,
+    /// Queues of a new ublk device, 1 to 8. One thread serves them all.
+    #[arg(
+        long = "ublk-queues",
+        value_parser = clap::value_parser!(u16).range(1..=8),
+        default_value_t = trilith_frontend_ublk::limits::QUEUES_DEFAULT,
+        value_name = "N"
+    )]
+    pub(crate) queues: u16,
+}
+
+/// Which ublk device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct UblkNumber(pub(crate) Number);
+
+impl std::fmt::Display for UblkNumber {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Number::Auto => f.write_str("auto"),
+            Number::Fixed(number) => write!(f, "{number}"),
+        }
+    }
+}
+
+/// What to do about ublk devices.
+#[derive(Subcommand, Debug)]
+pub(crate) enum UblkCommand {
+    /// Show the devices of this host and what the driver can do.
+    List,
+    /// Let the running engine of a volume open or take over its device now, after it has failed to.
+    Recover(VolumeArgs),
+    /// Remove a device whose engine is gone for good: what waits for it fails.
+    Delete(UblkDeleteArgs),
+}
+
+/// Which device to remove.
+#[derive(Args, Debug)]
+pub(crate) struct UblkDeleteArgs {
+    /// Its number: N of /dev/ublkbN.
+    #[arg(value_name = "N")]
+    pub(crate) number: u32,
+    /// Even if it is being served.
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 /// Where to serve, or not at all.
@@ -364,6 +433,17 @@ fn parse_uuid(text: &str) -> Result<Uuid, String> {
     Uuid::parse(text)
         .filter(|uuid| !uuid.is_none())
         .ok_or_else(|| format!("expected 32 hexadecimal digits, not all zero, found {text:?}"))
+}
+
+fn parse_ublk(text: &str) -> Result<UblkNumber, String> {
+    // The kernel's minors have 20 bits.
+    match text.parse::<u32>() {
+        Ok(number) if number < 1 << 20 => Ok(UblkNumber(Number::Fixed(number))),
+        _ if text == "auto" => Ok(UblkNumber(Number::Auto)),
+        _ => Err(format!(
+            "expected auto or the number of a device, found {text:?}"
+        )),
+    }
 }
 
 fn parse_replicas(text: &str) -> Result<usize, String> {
@@ -426,6 +506,12 @@ mod tests {
             "trilith up --size=10GiB --replicas=5 --dir d --name v --nbd unix:/tmp/s --foreground",
             "trilith up --iscsi 127.0.0.1:3261 --iscsi-portal storage.example:3260 --nbd off",
             "trilith up --iscsi off",
+            "trilith up --ublk",
+            "trilith up --ublk --size 1G --ublk-queues 2 --nbd off --iscsi off",
+            "trilith up --ublk 3",
+            "trilith ublk list",
+            "trilith ublk recover --dir d",
+            "trilith ublk delete 0 --force",
             "trilith up --iscsi-chap-file c --iscsi-initiator iqn.2026-01.example:a --iscsi-block 4096",
             "trilith status --json",
             "trilith status --watch --dir d",
@@ -454,6 +540,10 @@ mod tests {
             "trilith up --size 1G --colour red",
             "trilith up --nbd localhost",
             "trilith up --iscsi localhost",
+            "trilith up --ublk b",
+            "trilith up --ublk 1048576",
+            "trilith up --ublk-queues 0",
+            "trilith ublk delete",
             "trilith up --iscsi-block 1024",
             "trilith up --iscsi-portal storage.example",
             "trilith up --iscsi-portal :3260",

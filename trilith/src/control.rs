@@ -43,6 +43,8 @@ pub(crate) enum News {
     State(String),
     /// Loss epoch that clients are bound to from now on (engine only).
     Loss(u32),
+    /// The volume is a block device of this host, of this number (engine only).
+    Device(u32),
 }
 
 impl News {
@@ -52,6 +54,7 @@ impl News {
             News::Ready => "ready\n".to_owned(),
             News::State(state) => format!("state {state}\n"),
             News::Loss(loss) => format!("loss {loss}\n"),
+            News::Device(number) => format!("device {number}\n"),
         }
     }
 
@@ -62,6 +65,7 @@ impl News {
             None if line == "ready" => Some(News::Ready),
             Some(("state", state)) if !state.is_empty() => Some(News::State(state.to_owned())),
             Some(("loss", loss)) => loss.parse().ok().map(News::Loss),
+            Some(("device", number)) => number.parse().ok().map(News::Device),
             _ => None,
         }
     }
@@ -83,10 +87,22 @@ mod tests {
 
     #[test]
     fn news_survive_the_way_through_a_line() {
-        for news in [News::Ready, News::State("read-only".into()), News::Loss(7)] {
+        for news in [
+            News::Ready,
+            News::State("read-only".into()),
+            News::Loss(7),
+            News::Device(3),
+        ] {
             assert_eq!(News::parse(&news.to_line()), Some(news));
         }
-        for line in ["", "ready now", "state ", "loss -1", "hello world"] {
+        for line in [
+            "",
+            "ready now",
+            "state ",
+            "loss -1",
+            "device x",
+            "hello world",
+        ] {
             assert_eq!(News::parse(line), None, "{line:?}");
         }
     }

@@ -49,6 +49,11 @@ pub(crate) const LISTEN_RETRY: Duration = Duration::from_millis(20);
 pub(crate) const SPACE_CHECK_PERIOD: Duration = Duration::from_secs(10);
 /// Time that a dial of a replica may take. The engine has a limit of its own for dial and handshake.
 pub(crate) const DIAL_TIME_MAX: Duration = Duration::from_secs(2);
+/// Pause before a ublk device that could not be opened is tried again.
+pub(crate) const UBLK_RETRY: Duration = Duration::from_secs(5);
+/// Time that the ublk device of a volume which somebody else has taken over gets to go. Reached: the
+/// process leaves, and the device waits for the next server or `trilith ublk delete`.
+pub(crate) const UBLK_LEAVE_TIME_MAX: Duration = Duration::from_secs(10);
 /// Rounds in which machines settle within one turn. Reached: the next turn does not sleep.
 pub(crate) const SETTLE_ROUNDS_MAX: usize = 4;
 /// Time in which a stopping process must have sent its last bytes. Reached: it exits anyway.

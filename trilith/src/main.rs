@@ -23,6 +23,7 @@ mod output;
 mod status;
 mod store;
 mod text;
+mod ublk;
 mod up;
 mod volume;
 
@@ -56,6 +57,7 @@ fn run(cli: Cli) -> anyhow::Result<Exit> {
         Command::Up(args) => up::run(args, &log),
         Command::Status(args) => status::run(&args),
         Command::Volume(command) => volume::run(&command),
+        Command::Ublk(command) => ublk::run(&command),
         Command::Store(command) => store::run(&command),
         Command::Replica(args) => host::replica::run(&args),
         Command::Engine(args) => host::engine::run(&args),

@@ -186,6 +186,16 @@ fn table(report: &Report) -> String {
                 iscsi.commands
             ));
         }
+        if let Some(ublk) = &engine.ublk {
+            line(format!(
+                "{} is {}; requests: {} in flight, {} of {} failed",
+                ublk.device.as_deref().unwrap_or("the ublk device"),
+                ublk.state,
+                ublk.requests_in_flight,
+                ublk.requests_failed,
+                ublk.requests
+            ));
+        }
     }
     line(format!("\n{}", replica_table(report)));
     if let Some(engine) = &report.engine {
@@ -306,7 +316,7 @@ fn latency_table(engine: &EngineReport) -> Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::api::IscsiReport;
+    use crate::admin::api::{IscsiReport, UblkReport};
 
     fn report() -> Report {
         let rebuilding = MemberReport {
@@ -341,6 +351,12 @@ mod tests {
                     sessions: 2,
                     ..IscsiReport::default()
                 }),
+                ublk: Some(UblkReport {
+                    device: Some("/dev/ublkb3".into()),
+                    state: "live".into(),
+                    requests: 7,
+                    ..UblkReport::default()
+                }),
                 ..EngineReport::default()
             }),
             replicas: vec![
@@ -365,6 +381,7 @@ mod tests {
             "Volume vol (1 GiB) is degraded: a majority",
             "term 9",
             "iscsi://127.0.0.1:3260/iqn.x/0 with 2 sessions",
+            "/dev/ublkb3 is live; requests: 0 in flight, 0 of 7 failed",
             "25 % at 2 MiB/s, 1 min 1 s left",
             "replica 0: gone",
             "warning: replica 1 has no tmpfs",

@@ -6,6 +6,7 @@ use crate::exit::Exit;
 use crate::output;
 use crate::up::{layout, supervisor::ChildId};
 use anyhow::Context;
+use trilith_runtime::Address;
 
 /// Runs the command.
 ///
@@ -21,14 +22,19 @@ pub(crate) fn run(command: &VolumeCommand) -> anyhow::Result<Exit> {
 }
 
 fn tell(args: &VolumeArgs, target: &str) -> anyhow::Result<String> {
-    let address = match &args.admin {
-        Some(address) => address.clone(),
-        None => {
-            // Paths of sockets are relative to the directory, whatever its length.
-            std::env::set_current_dir(&args.dir)
-                .with_context(|| format!("enter {}", args.dir.display()))?;
-            layout::admin_address(ChildId::Engine)
-        }
-    };
-    client::ask(&address, "POST", target)
+    client::ask(&engine_address(args)?, "POST", target)
+}
+
+/// Admin endpoint of a volume's engine. May change the working directory.
+///
+/// # Errors
+/// When the volume's directory cannot be entered.
+pub(crate) fn engine_address(args: &VolumeArgs) -> anyhow::Result<Address> {
+    if let Some(address) = &args.admin {
+        return Ok(address.clone());
+    }
+    // Paths of sockets are relative to the directory, whatever its length.
+    std::env::set_current_dir(&args.dir)
+        .with_context(|| format!("enter {}", args.dir.display()))?;
+    Ok(layout::admin_address(ChildId::Engine))
 }

@@ -39,6 +39,24 @@ fn wrong_arguments_get_an_error_that_says_what_was_expected() -> Result<()> {
 }
 
 #[test]
+fn host_without_the_ublk_driver_is_told_what_to_do_and_nothing_is_made() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let data = dir.path().join("data").display().to_string();
+    let up = ["up", "--size", "64MiB", "--ublk", "--dir", &data];
+    if !Path::new("/dev/ublk-control").exists() {
+        for args in [&up[..], &["ublk", "list"], &["ublk", "delete", "0"]] {
+            let said = refused(args)?;
+            ensure!(said.contains("modprobe ublk_drv"), "{said}");
+        }
+    }
+    let plain = [&up[..], &["--backend", "plain"]].concat();
+    let said = refused(&plain)?;
+    ensure!(said.contains("io_uring"), "{said}");
+    ensure!(!Path::new(&data).exists(), "a directory was left behind");
+    Ok(())
+}
+
+#[test]
 fn a_running_volume_cannot_be_started_twice_or_resized_by_accident() -> Result<()> {
     let mut cluster = Cluster::start(Options::default())?;
     let data = cluster.data().display().to_string();

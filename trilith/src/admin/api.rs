@@ -128,6 +128,23 @@ pub(crate) struct IscsiReport {
     pub(crate) logins_failed: u64,
 }
 
+/// The volume as a block device of the engine's host.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub(crate) struct UblkReport {
+    /// Its node; absent while there is none.
+    pub(crate) device: Option<String>,
+    /// What it is doing, in words.
+    pub(crate) state: String,
+    /// Requests so far.
+    pub(crate) requests: u64,
+    /// Requests in flight.
+    pub(crate) requests_in_flight: u64,
+    /// Requests that failed.
+    pub(crate) requests_failed: u64,
+    /// Writes that wait for memory.
+    pub(crate) writes_waiting: u64,
+}
+
 /// A named count that never falls.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub(crate) struct Counter {
@@ -191,6 +208,9 @@ pub(crate) struct EngineReport {
     /// Clients over iSCSI; absent when it is off.
     #[serde(default)]
     pub(crate) iscsi: Option<IscsiReport>,
+    /// The ublk device; absent when it is off.
+    #[serde(default)]
+    pub(crate) ublk: Option<UblkReport>,
 }
 
 /// `GET /status` of a replica.

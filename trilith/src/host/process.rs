@@ -27,13 +27,19 @@ pub(crate) struct Process {
 /// Tells the supervisor news, if there is one. Never blocks: news that finds the pipe full is lost.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Supervisor {
-    present: bool,
+    /// Its process, if there is one.
+    pid: Option<u32>,
 }
 
 impl Supervisor {
+    /// True when there was one and it has died: then nobody has asked for what follows from it.
+    pub(crate) fn is_gone(self) -> bool {
+        self.pid.is_some() && self.pid != parent()
+    }
+
     /// Tells it.
     pub(crate) fn tell(self, news: &News) {
-        if !self.present {
+        if self.pid.is_none() {
             return;
         }
         let mut out = std::io::stdout().lock();
@@ -74,7 +80,7 @@ pub(crate) fn start(args: &ProcessArgs) -> anyhow::Result<Process> {
         listen_to_supervisor(io.waker())?;
     }
     let supervisor = Supervisor {
-        present: args.supervisor.is_some(),
+        pid: args.supervisor,
     };
     Ok(Process {
         turns,
@@ -115,13 +121,29 @@ pub(crate) fn pause(span: std::time::Duration) {
     }
 }
 
+/// The parent process.
+fn parent() -> Option<u32> {
+    let parent = getppid().map(Pid::as_raw_nonzero).map(|pid| pid.get());
+    parent.and_then(|parent| u32::try_from(parent).ok())
+}
+
+/// Tells the kernel that this process, its threads and its children work for a block device of this
+/// host: an allocation of theirs must not wait for that device. To be called before threads start.
+pub(crate) fn become_io_flusher() {
+    if let Err(error) = rustix::process::configure_io_flusher_behavior(true) {
+        tracing::warn!(
+            %error,
+            "cannot become an I/O flusher (CAP_SYS_RESOURCE): short of memory, the device may hang"
+        );
+    }
+}
+
 /// Ends with the supervisor: SIGTERM when it dies, also when it hangs in a way that leaves the
 /// pipe open.
 fn follow(pid: u32) -> anyhow::Result<()> {
     set_parent_process_death_signal(Some(Death::TERM)).context("follow the supervisor")?;
-    let parent = getppid().map(Pid::as_raw_nonzero).map(|pid| pid.get());
     // It may have died before the line above; then nobody would ever send the signal.
-    if parent.and_then(|parent| u32::try_from(parent).ok()) != Some(pid) {
+    if parent() != Some(pid) {
         anyhow::bail!("follow the supervisor: process {pid} is gone");
     }
     // What the supervisor does not read must not stop this process.

@@ -1,6 +1,6 @@
 //! Flags of `up`, checked.
 
-use crate::cli::{BackendArg, IscsiArgs, Listen, UpArgs};
+use crate::cli::{BackendArg, IscsiArgs, Listen, UblkArgs, UpArgs};
 use anyhow::{Context, ensure};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -24,6 +24,8 @@ pub(crate) struct Config {
     pub(crate) iscsi_gives_way: bool,
     /// Flags of the iSCSI target.
     pub(crate) target: IscsiArgs,
+    /// Flags of the ublk device.
+    pub(crate) ublk: UblkArgs,
     /// How to talk to the kernel.
     pub(crate) backend: BackendArg,
     /// Directory on tmpfs.
@@ -71,8 +73,8 @@ impl Config {
         };
         let nbd = place(args.nbd)?;
         ensure!(
-            nbd.is_some() || iscsi.is_some(),
-            "expected --nbd or --iscsi, found both off: nobody could use the volume"
+            nbd.is_some() || iscsi.is_some() || args.ublk.number.is_some(),
+            "expected --nbd, --iscsi or --ublk, found all off: nobody could use the volume"
         );
         let target = IscsiArgs {
             chap_file: args.target.chap_file.map(absolute).transpose()?,
@@ -86,6 +88,7 @@ impl Config {
             iscsi,
             iscsi_gives_way,
             target,
+            ublk: args.ublk,
             backend: args.backend,
             window_dir: args.window_dir.map(absolute).transpose()?,
             log: log.to_owned(),

@@ -19,6 +19,8 @@ pub(crate) struct Greeting<'a> {
     pub(crate) nbd: Option<&'a Address>,
     /// Where iSCSI is served.
     pub(crate) iscsi: Option<&'a Address>,
+    /// It becomes a block device of this host as well.
+    pub(crate) ublk: bool,
     /// iSCSI is off because its default address was taken.
     pub(crate) gave_way: bool,
     /// Name of the iSCSI target.
@@ -47,6 +49,9 @@ impl Greeting<'_> {
         }
         if let Some(at) = self.iscsi {
             self.iscsi_text(at, &mut text);
+        }
+        if self.ublk {
+            text.push_str("\n    a block device of this host: its name follows once it is there\n");
         }
         text.push('\n');
         if self.gave_way {
@@ -144,6 +149,7 @@ mod tests {
             replicas: 3,
             nbd: Some(&nbd),
             iscsi: Some(&iscsi),
+            ublk: false,
             gave_way: false,
             target: "iqn.2026-01.io.trilith:vol.6f1d3f5e8a3b".to_owned(),
             dir: Path::new("./trilith-data"),
@@ -163,12 +169,14 @@ mod tests {
         let unix = "unix:/tmp/a".parse().unwrap();
         let text = Greeting {
             nbd: Some(&unix),
+            ublk: true,
             iscsi: None,
             gave_way: true,
             replicas: 1,
             ..greeting
         }
         .text();
+        assert!(text.contains("a block device of this host"));
         assert!(text.contains("iSCSI is off: 127.0.0.1:3260 is in use"));
         assert!(text.contains("'nbd+unix:///vol?socket=/tmp/a'") && text.contains("1 replica)"));
         assert!(text.contains("nbd-client -unix /tmp/a"));

@@ -10,8 +10,9 @@ mod run;
 mod state;
 pub(crate) mod supervisor;
 
-use crate::cli::UpArgs;
+use crate::cli::{BackendArg, UpArgs};
 use crate::exit::{Exit, setup};
+use crate::host::engine::ublk;
 use crate::host::process;
 use crate::host::replica::format;
 use crate::limits::{ISCSI_WAIT_MAX, LISTEN_RETRY, OLD_ENGINE_WAIT_MAX, SECRET_BYTES};
@@ -45,6 +46,11 @@ pub(crate) fn run(args: UpArgs, log: &str) -> anyhow::Result<Exit> {
     if config.wanted.size_bytes.is_none() && !config.dir.join(layout::STATE).exists() {
         return Err(setup(no_size(&config)));
     }
+    if config.ublk.number.is_some() {
+        ublk::check_host(config.backend != BackendArg::Plain)?;
+        // Children inherit it: the replicas work for the device as well as the engine.
+        process::become_io_flusher();
+    }
     let lock = enter(&config.dir).map_err(setup)?;
     let mut state = find_or_make(&config).map_err(setup)?;
     let mut arena = ArenaConfig::of_process();
@@ -75,6 +81,7 @@ pub(crate) fn run(args: UpArgs, log: &str) -> anyhow::Result<Exit> {
         replicas = state.replicas.len(),
         nbd = ?config.nbd,
         iscsi = ?config.iscsi,
+        ublk = ?config.ublk.number,
         backend = config.backend.name(),
         window_dir = ?config.window_dir,
         "effective configuration"

@@ -139,6 +139,10 @@ impl Up {
             args.set("--iscsi-reservations", self.path(layout::RESERVATIONS));
             args.set_target(&self.config.target);
         }
+        if let Some(number) = &self.config.ublk.number {
+            args.set("--ublk", number);
+            args.set("--ublk-queues", self.config.ublk.queues);
+        }
         if let Some(dead) = dead {
             args.set("--supersedes", dead);
         }
@@ -177,6 +181,12 @@ impl Up {
                 output::print(&format!("Volume {} is {state}\n", self.state.name));
             }
             News::Loss(loss) => self.loss(*loss),
+            News::Device(number) => {
+                output::print(&format!(
+                    "Volume {} is the block device /dev/ublkb{number}\n",
+                    self.state.name
+                ));
+            }
         }
     }
 
@@ -187,6 +197,7 @@ impl Up {
             replicas: self.state.replicas.len(),
             nbd: self.config.nbd.as_ref(),
             iscsi: self.config.iscsi.as_ref(),
+            ublk: self.config.ublk.number.is_some(),
             gave_way: self.config.iscsi_gives_way,
             target: target_name(&self.state.name, self.state.volume),
             dir: &self.config.dir,

@@ -2,6 +2,7 @@
 //! wiring treats them alike. A further one is a further case of [`Server`].
 
 use super::order::Holders;
+use super::ublk::UblkFrontend;
 use crate::host::Outbox;
 use trilith_block::{
     ByteRange, Completion, ConnId, FrontendAction, FrontendEvent, Machine, Monotonic, Stream, Tag,
@@ -21,6 +22,8 @@ pub(crate) enum Server {
     Nbd(Box<NbdServer>),
     /// iSCSI.
     Iscsi(Box<IscsiTarget>),
+    /// A ublk device.
+    Ublk(Box<UblkFrontend>),
 }
 
 impl Server {
@@ -29,13 +32,14 @@ impl Server {
         match self {
             Server::Nbd(_) => 1,
             Server::Iscsi(_) => 2,
+            Server::Ublk(_) => 3,
         }
     }
 
     /// True when it may ask for exclusive ranges.
     fn may_hold(&self) -> bool {
         match self {
-            Server::Nbd(_) => false,
+            Server::Nbd(_) | Server::Ublk(_) => false,
             Server::Iscsi(_) => true,
         }
     }
@@ -43,7 +47,7 @@ impl Server {
     /// True when a command that reads, decides and writes is under way in the range.
     fn holds(&self, range: ByteRange) -> bool {
         match self {
-            Server::Nbd(_) => false,
+            Server::Nbd(_) | Server::Ublk(_) => false,
             Server::Iscsi(target) => target.holds(range),
         }
     }
@@ -79,6 +83,7 @@ impl Frontend {
         match &mut self.server {
             Server::Nbd(server) => server.step(now, event, data, out),
             Server::Iscsi(target) => target.step(now, event, data, out),
+            Server::Ublk(ublk) => ublk.step(now, event, data),
         }
     }
 
@@ -88,6 +93,7 @@ impl Frontend {
         match &mut self.server {
             Server::Nbd(server) => server.settle(now, data, out),
             Server::Iscsi(target) => target.settle(now, data, out),
+            Server::Ublk(ublk) => ublk.settle(now, data),
         }
     }
 
@@ -96,6 +102,7 @@ impl Frontend {
         match &self.server {
             Server::Nbd(server) => server.deadline(),
             Server::Iscsi(target) => target.deadline(),
+            Server::Ublk(ublk) => ublk.deadline(),
         }
     }
 
@@ -104,6 +111,8 @@ impl Frontend {
         match &mut self.server {
             Server::Nbd(server) => server.want(conn, data),
             Server::Iscsi(target) => target.want(conn, data),
+            // It has no connections.
+            Server::Ublk(_) => Want::Pause,
         }
     }
 }
@@ -142,7 +151,7 @@ impl Frontends {
     pub(crate) fn nbd(&self) -> Option<(&NbdServer, &[String])> {
         self.0.iter().find_map(|frontend| match &frontend.server {
             Server::Nbd(server) => Some((&**server, frontend.uris.as_slice())),
-            Server::Iscsi(_) => None,
+            Server::Iscsi(_) | Server::Ublk(_) => None,
         })
     }
 
@@ -150,7 +159,7 @@ impl Frontends {
     pub(crate) fn iscsi(&self) -> Option<(&IscsiTarget, &[String])> {
         self.0.iter().find_map(|frontend| match &frontend.server {
             Server::Iscsi(target) => Some((&**target, frontend.uris.as_slice())),
-            Server::Nbd(_) => None,
+            Server::Nbd(_) | Server::Ublk(_) => None,
         })
     }
 
@@ -160,8 +169,25 @@ impl Frontends {
             .iter_mut()
             .find_map(|frontend| match &mut frontend.server {
                 Server::Iscsi(target) => Some((&mut **target, &mut frontend.out)),
-                Server::Nbd(_) => None,
+                Server::Nbd(_) | Server::Ublk(_) => None,
             })
+    }
+
+    /// The ublk device.
+    pub(crate) fn ublk(&self) -> Option<&UblkFrontend> {
+        self.0.iter().find_map(|frontend| match &frontend.server {
+            Server::Ublk(ublk) => Some(&**ublk),
+            Server::Nbd(_) | Server::Iscsi(_) => None,
+        })
+    }
+
+    /// The ublk device and its place.
+    pub(crate) fn ublk_mut(&mut self) -> Option<(usize, &mut UblkFrontend)> {
+        let mut all = self.0.iter_mut().enumerate();
+        all.find_map(|(at, frontend)| match &mut frontend.server {
+            Server::Ublk(ublk) => Some((at, &mut **ublk)),
+            Server::Nbd(_) | Server::Iscsi(_) => None,
+        })
     }
 
     fn others(&self, at: usize) -> impl Iterator<Item = &Server> {

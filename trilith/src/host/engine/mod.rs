@@ -1,10 +1,12 @@
-//! The engine process: one volume's engine, its NBD server and iSCSI target, its admin endpoint.
+//! The engine process: one volume's engine, its NBD server, iSCSI target and ublk device, its admin
+//! endpoint.
 
 mod frontends;
 pub(crate) mod iscsi;
 mod keeper;
 mod order;
 mod report;
+pub(crate) mod ublk;
 mod wiring;
 
 use crate::cli::EngineArgs;
@@ -19,6 +21,7 @@ use trilith_engine::{Engine, EngineConfig};
 use trilith_frontend_iscsi::IscsiTarget;
 use trilith_frontend_nbd::{NbdConfig, NbdServer};
 use trilith_runtime::{Address, Io};
+use ublk::UblkFrontend;
 use wiring::{EngineHost, Members, Parts};
 
 /// Generation of a volume's configuration: that which its replicas were formatted with, since none
@@ -45,6 +48,9 @@ pub(crate) fn run(args: &EngineArgs) -> anyhow::Result<Exit> {
         .map(|path| process::lock_file(path, "another engine of this volume runs on this host"))
         .transpose()?;
     let config = check(args).map_err(setup)?;
+    if args.ublk.number.is_some() {
+        process::become_io_flusher();
+    }
     let mut process = process::start(&args.process)?;
     let io = process.turns.io();
     let mut frontends = Frontends::default();
@@ -54,6 +60,10 @@ pub(crate) fn run(args: &EngineArgs) -> anyhow::Result<Exit> {
     let mut keeper = None;
     if !args.iscsi.is_empty() {
         frontends.add(serve_iscsi(io, &config, args, &mut keeper)?);
+    }
+    if let Some(ublk) = UblkFrontend::new(io, &args.ublk, volume_info(&config), args.loss)? {
+        let server = Server::Ublk(Box::new(ublk));
+        frontends.add(Frontend::new(server, Vec::new(), Vec::new()));
     }
     print_config(&config, args);
     let engine = Engine::new(config.engine, io.now()).map_err(setup)?;

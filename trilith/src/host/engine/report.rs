@@ -1,7 +1,9 @@
 //! What an engine's admin endpoint says.
 
 use super::wiring::EngineHost;
-use crate::admin::api::{Counter, EngineReport, IscsiReport, MemberReport, NbdReport, StageReport};
+use crate::admin::api::{
+    Counter, EngineReport, IscsiReport, MemberReport, NbdReport, StageReport, UblkReport,
+};
 use crate::admin::http::{Answer, Status as HttpStatus};
 use crate::admin::metrics::Snapshot;
 use crate::host::report::{engine_latency, engine_samples, millis, process, process_metrics};
@@ -223,6 +225,19 @@ impl EngineHost {
         })
     }
 
+    fn ublk_report(&self) -> Option<UblkReport> {
+        let ublk = self.parts.frontends.ublk()?;
+        let status = ublk.status();
+        Some(UblkReport {
+            device: ublk.node(),
+            state: ublk.state(),
+            requests: status.requests,
+            requests_in_flight: status.requests_in_flight,
+            requests_failed: status.requests_failed,
+            writes_waiting: status.writes_waiting,
+        })
+    }
+
     /// Requests that the engine has not been given yet.
     fn before_the_engine(&self) -> u64 {
         u64::try_from(self.pending.len() + self.order.held()).unwrap_or(u64::MAX)
@@ -279,6 +294,7 @@ impl EngineHost {
                 .collect(),
             nbd: self.nbd_report(),
             iscsi: self.iscsi_report(),
+            ublk: self.ublk_report(),
         }
     }
 
@@ -372,6 +388,47 @@ impl EngineHost {
         }
         self.nbd_metrics(out);
         self.iscsi_metrics(out);
+        self.ublk_metrics(out);
+    }
+
+    fn ublk_metrics(&self, out: &mut Snapshot) {
+        let Some(ublk) = self.parts.frontends.ublk() else {
+            return;
+        };
+        let status = ublk.status();
+        for (name, help, value) in [
+            (
+                "trilith_ublk_device_up",
+                "The block device is there",
+                u64::from(ublk.node().is_some()),
+            ),
+            (
+                "trilith_ublk_requests_in_flight",
+                "Requests of the kernel",
+                status.requests_in_flight,
+            ),
+            (
+                "trilith_ublk_writes_waiting",
+                "Writes that wait for memory",
+                status.writes_waiting,
+            ),
+        ] {
+            out.gauge(name, help, Vec::new(), value);
+        }
+        for (name, help, value) in [
+            (
+                "trilith_ublk_requests",
+                "Requests of the kernel",
+                status.requests,
+            ),
+            (
+                "trilith_ublk_requests_failed",
+                "Requests that failed",
+                status.requests_failed,
+            ),
+        ] {
+            out.counter(name, help, Vec::new(), value);
+        }
     }
 
     fn nbd_metrics(&self, out: &mut Snapshot) {

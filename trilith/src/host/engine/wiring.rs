@@ -3,13 +3,16 @@
 use super::frontends::Frontends;
 use super::keeper::{Keeper, Kept};
 use super::order::{Holders, Order};
+use super::ublk::Turn;
 use crate::admin::http::{Answer, Method, Request as HttpRequest, Status};
 use crate::admin::server::{AdminServer, Ask};
 use crate::control::{Command, News};
 use crate::exit::Exit;
 use crate::host::Outbox;
 use crate::host::process::Supervisor;
-use crate::limits::{DIAL_TIME_MAX, DRAIN_TIME_MAX, PENDING_REQUESTS_MAX, SETTLE_ROUNDS_MAX};
+use crate::limits::{
+    DIAL_TIME_MAX, DRAIN_TIME_MAX, PENDING_REQUESTS_MAX, SETTLE_ROUNDS_MAX, UBLK_LEAVE_TIME_MAX,
+};
 use std::collections::{BTreeMap, VecDeque};
 use trilith_block::limits::MEMBERS_MAX;
 use trilith_block::request::Target;
@@ -18,7 +21,8 @@ use trilith_block::{
     Monotonic, Request, Stream, StreamEvent, Want,
 };
 use trilith_engine::{Action, Engine, Event, ExitReason, Mode, Operator, Waiting};
-use trilith_runtime::{Address, DiskDone, Handler, Io, ListenerId, Message, Signal};
+use trilith_frontend_ublk::{News as DeviceNews, Next, UblkEvent, carry_out};
+use trilith_runtime::{Address, DiskDone, Handler, Io, ListenerId, Message, Signal, UblkFetched};
 
 /// Addresses of the members.
 #[derive(Clone, Debug, Default)]
@@ -140,7 +144,7 @@ impl EngineHost {
                     self.engine_action(io, &list, list.list()[at]);
                 }
                 self.engine_out.done(list);
-            } else if !self.pump_frontends(io) {
+            } else if !self.pump_frontends(io) && !self.pump_ublk(io) {
                 return;
             }
         }
@@ -160,6 +164,34 @@ impl EngineHost {
             self.parts.frontends.at(at).out.done(list);
         }
         any
+    }
+
+    /// Carries out what the ublk device's machine has asked for. False when that is nothing.
+    fn pump_ublk(&mut self, io: &mut Io) -> bool {
+        let Some((at, ublk)) = self.parts.frontends.ublk_mut() else {
+            return false;
+        };
+        let Some(list) = ublk.actions.take() else {
+            return false;
+        };
+        for action in list.list() {
+            match carry_out(io, *action) {
+                Next::Done | Next::Detached => {}
+                Next::Tell(event) => self.ublk_event(io, event),
+                Next::Submit(request) => self.enter(io, at, request),
+            }
+        }
+        if let Some((_, ublk)) = self.parts.frontends.ublk_mut() {
+            ublk.actions.done(list);
+        }
+        true
+    }
+
+    fn ublk_event(&mut self, io: &mut Io, event: UblkEvent) {
+        if let Some((_, ublk)) = self.parts.frontends.ublk_mut() {
+            let now = io.now();
+            ublk.tell(now, event, io.arena());
+        }
     }
 
     fn engine_action(
@@ -200,18 +232,21 @@ impl EngineHost {
         action: FrontendAction,
     ) {
         match action {
-            FrontendAction::Submit(mut request) => {
-                request.tag = self.parts.frontends.tag(at, request.tag);
-                if let Some(request) = self.order.enter(&self.parts.frontends, at, request) {
-                    self.submit(io, request);
-                }
-            }
+            FrontendAction::Submit(request) => self.enter(io, at, request),
             FrontendAction::Send {
                 conn,
                 head,
                 payload,
             } => io.send(conn, list.get(head), payload),
             FrontendAction::Close { conn } => io.close(conn, true),
+        }
+    }
+
+    /// A request of the frontend at a place.
+    fn enter(&mut self, io: &mut Io, at: usize, mut request: Request) {
+        request.tag = self.parts.frontends.tag(at, request.tag);
+        if let Some(request) = self.order.enter(&self.parts.frontends, at, request) {
+            self.submit(io, request);
         }
     }
 
@@ -272,9 +307,18 @@ impl EngineHost {
             ExitReason::Stopped { .. } | ExitReason::SteppedDown => Exit::Done,
         };
         tracing::info!(?reason, "engine ends");
+        let mut time = DRAIN_TIME_MAX;
+        if let Some((_, ublk)) = self.parts.frontends.ublk_mut() {
+            if exit == Exit::Fenced {
+                ublk.drop_device(io);
+                time = UBLK_LEAVE_TIME_MAX;
+            } else {
+                ublk.leave(io);
+            }
+        }
         self.ending = Some(Ending {
             exit,
-            until: io.now().after(DRAIN_TIME_MAX),
+            until: io.now().after(time),
         });
         for at in 0..self.parts.frontends.count() {
             for listener in std::mem::take(&mut self.parts.frontends.at(at).listeners) {
@@ -303,9 +347,50 @@ impl EngineHost {
 
     /// The second word to stop, for example the end of the supervisor's pipe, adds nothing.
     fn stop(&mut self, io: &mut Io) {
-        if !std::mem::replace(&mut self.stopping, true) {
+        if std::mem::replace(&mut self.stopping, true) {
+            return;
+        }
+        let supervisor = self.parts.supervisor;
+        let waits = match self.parts.frontends.ublk_mut() {
+            Some((_, ublk)) => ublk.begin_stop(io, supervisor),
+            None => false,
+        };
+        if !waits {
             self.operator(io, Operator::Stop);
         }
+    }
+
+    fn device_news(&mut self, io: &mut Io, news: DeviceNews) {
+        let supervisor = self.parts.supervisor;
+        let turn = match self.parts.frontends.ublk_mut() {
+            Some((_, ublk)) => ublk.news(io, news, supervisor),
+            None => Turn::Stay,
+        };
+        if turn == Turn::Left && self.stopping && self.ending.is_none() {
+            self.operator(io, Operator::Stop);
+        }
+        self.pump(io);
+    }
+
+    /// Opens the ublk device when the volume can be served.
+    fn look_after_device(&mut self, io: &mut Io, now: Monotonic) {
+        let mode = self.parts.engine.mode();
+        if self.stopping || self.ending.is_some() {
+            return;
+        }
+        if let Some((_, ublk)) = self.parts.frontends.ublk_mut()
+            && !ublk.look(now, mode)
+        {
+            tracing::error!("the kernel keeps a ublk device that is not served: starting anew");
+            io.stop();
+        }
+    }
+
+    /// True while the end has to wait for somebody.
+    fn is_awaited(&self) -> bool {
+        let clients = self.owners.values().any(|owner| *owner != Owner::Replica);
+        let ublk = self.parts.frontends.ublk();
+        clients || ublk.is_some_and(super::ublk::UblkFrontend::is_leaving)
     }
 
     fn operator(&mut self, io: &mut Io, operator: Operator) {
@@ -356,17 +441,37 @@ impl EngineHost {
                 Answer::text(Status::Ok, "loss accepted")
             }
             (Method::Post, "/volume/step-down") => {
+                if let Some((_, ublk)) = self.parts.frontends.ublk_mut() {
+                    ublk.leave(io);
+                }
                 self.operator(io, Operator::StepDown);
                 Answer::text(Status::Ok, "engine steps down")
             }
-            (_, "/status" | "/metrics" | "/volume/accept-loss" | "/volume/step-down") => {
-                Answer::text(Status::BadMethod, "expected another method")
-            }
+            (Method::Post, "/ublk/recover") => self.recover_device(),
+            (
+                _,
+                "/status"
+                | "/metrics"
+                | "/volume/accept-loss"
+                | "/volume/step-down"
+                | "/ublk/recover",
+            ) => Answer::text(Status::BadMethod, "expected another method"),
             _ => Answer::text(
                 Status::NotFound,
-                "expected /status, /metrics or /volume/...",
+                "expected /status, /metrics, /volume/... or /ublk/recover",
             ),
         }
+    }
+
+    fn recover_device(&mut self) -> Answer {
+        let Some((_, ublk)) = self.parts.frontends.ublk_mut() else {
+            return Answer::text(Status::Conflict, "the engine runs without --ublk");
+        };
+        if ublk.open_now() {
+            return Answer::text(Status::Ok, "the device is being opened");
+        }
+        let why = format!("nothing to recover: the device is {}", ublk.state());
+        Answer::text(Status::Conflict, &why)
     }
 
     /// Lets requests go on that have waited for those of another frontend.
@@ -472,12 +577,12 @@ impl Handler for EngineHost {
         for conn in self.slow.drain(..) {
             io.close(conn, false);
         }
+        self.look_after_device(io, now);
         self.tell_changes();
-        if let Some(ending) = self.ending {
-            let clients = self.owners.values().any(|owner| *owner != Owner::Replica);
-            if !clients || ending.until <= now {
-                io.stop();
-            }
+        if let Some(ending) = self.ending
+            && (!self.is_awaited() || ending.until <= now)
+        {
+            io.stop();
         }
     }
 
@@ -503,9 +608,18 @@ impl Handler for EngineHost {
         }
     }
 
+    fn ublk(&mut self, io: &mut Io, fetched: UblkFetched) {
+        self.ublk_event(io, UblkEvent::Fetched(fetched));
+        self.pump(io);
+    }
+
     fn message(&mut self, io: &mut Io, message: Message) {
         let message = match message.downcast::<Kept>() {
             Ok(kept) => return self.kept(io, *kept),
+            Err(other) => other,
+        };
+        let message = match message.downcast::<DeviceNews>() {
+            Ok(news) => return self.device_news(io, *news),
             Err(other) => other,
         };
         match message.downcast::<Command>().map(|command| *command) {
