@@ -12,6 +12,14 @@ const NEEDED: &[(&str, &str)] = &[
     ("/usr/lib/python3/dist-packages/nbd.py", "python3-libnbd"),
     ("/usr/bin/qemu-img", "qemu-utils"),
     ("/usr/sbin/mke2fs", "e2fsprogs"),
+    // Guests are built from Debian's packages, and several of them are on a network.
+    (
+        "/usr/share/keyrings/debian-archive-keyring.gpg",
+        "debian-archive-keyring",
+    ),
+    ("/usr/bin/setpriv", "util-linux"),
+    ("/usr/bin/strip", "binutils"),
+    ("/usr/bin/ip", "iproute2"),
 ];
 
 fn missing() -> Vec<&'static str> {

@@ -16,6 +16,8 @@ pub struct Client {
     next_cookie: u64,
     /// Size of the export in bytes.
     pub size: u64,
+    /// The export's transmission flags.
+    pub flags: u16,
 }
 
 /// A reply.
@@ -66,7 +68,17 @@ impl Client {
             stream,
             next_cookie: 1,
             size,
+            flags: u16::from_be_bytes(export[8..].try_into()?),
         })
+    }
+
+    /// The connection, for somebody else to send requests on.
+    ///
+    /// # Errors
+    /// When its time limit cannot be taken away.
+    pub fn into_stream(self) -> Result<TcpStream> {
+        self.stream.set_read_timeout(None)?;
+        Ok(self.stream)
     }
 
     fn request(&mut self, kind: u16, fua: bool, offset: u64, len: u32, data: &[u8]) -> Result<u64> {

@@ -82,7 +82,12 @@ impl Input<'_> {
                 .arg(ours.join("guest/stage2"))
                 .arg(&stage),
         )?;
-        std::fs::copy(ours.join("guest/lib.sh"), stage.join("lib.sh"))?;
+        for entry in std::fs::read_dir(ours.join("guest"))?.flatten() {
+            let library = entry.path();
+            if library.extension().is_some_and(|ending| ending == "sh") {
+                std::fs::copy(&library, stage.join(entry.file_name()))?;
+            }
+        }
         std::fs::write(stage.join("run.sh"), &self.scenario.text)?;
         let env = format!(
             "SCENARIO={}\nNODE={}\nNODES={}\nBOOT={}\n",

@@ -67,8 +67,13 @@ pub(crate) enum Which {
     All,
 }
 
-/// What decides over a change: scenario and kernel. Each takes less than a minute.
-const GATE: &[(&str, Which)] = &[("boot", Which::All)];
+/// What decides over a change: scenario and kernel. Each takes one to two minutes.
+const GATE: &[(&str, Which)] = &[
+    ("nbd-client", Which::Newest),
+    ("iscsi-client", Which::Lts),
+    ("power-cut", Which::Lts),
+    ("device-errors", Which::Newest),
+];
 
 /// Runs the command.
 pub(crate) fn run(command: &Command) -> Result<()> {
@@ -86,11 +91,24 @@ pub(crate) fn run(command: &Command) -> Result<()> {
                 .collect();
             run::all(&ready, &jobs, *keep)
         }
-        Command::Ci => run::all(&prepare::prepare()?, GATE, false),
+        Command::Ci => gate(),
         Command::List => {
             for scenario in scenario::all()? {
                 host::say(&format!("{:<20} {}", scenario.name, scenario.about));
             }
+            Ok(())
+        }
+    }
+}
+
+/// Prepares and runs what decides. Where guests cannot be prepared, that is said, and a failure only
+/// where a change is decided over (CI=true).
+fn gate() -> Result<()> {
+    match prepare::prepare() {
+        Ok(ready) => run::all(&ready, GATE, false),
+        Err(error) if std::env::var("CI").is_ok_and(|ci| ci == "true") => Err(error),
+        Err(error) => {
+            host::say(&format!("SKIPPED, no guest ran: {error:#}"));
             Ok(())
         }
     }

@@ -42,7 +42,8 @@ pub(crate) fn all(ready: &Ready, jobs: &[(&str, Which)], keep: bool) -> Result<(
         );
     }
     let base = std::fs::canonicalize(cache())?.join("run");
-    let programs = base.join("programs");
+    // Of this process: another one may run other scenarios.
+    let programs = base.join(format!("programs-{}", std::process::id()));
     let scenarios: Vec<_> = runs.iter().map(|(scenario, _)| scenario.clone()).collect();
     input::programs(&scenarios, &programs)?;
     let mut failed = Vec::new();
@@ -152,7 +153,8 @@ impl Run<'_> {
         for number in 1..=nodes.len() {
             self.boot(node_at(nodes, number)?, number, network, &sender)?;
         }
-        while nodes.iter().any(|node| !node.done) {
+        // The first node decides when the run is over; the others may end before, and must not fail.
+        while nodes.first().is_some_and(|node| !node.done) {
             let next = nodes
                 .iter()
                 .filter_map(|node| node.boot_until)

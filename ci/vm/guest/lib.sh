@@ -9,8 +9,11 @@ say() {
     echo "GUEST-SAY $*"
 }
 
+# Where the log goes, for functions whose own output is thrown away.
+exec 3>&1
+
 fail() {
-    echo "FAILED: $*"
+    echo "FAILED: $*" >&3
     exit 1
 }
 
@@ -29,11 +32,10 @@ link() {
 
 # wait_for SECONDS COMMAND...: until it succeeds.
 wait_for() {
-    local left=$(($1 * 5))
+    local until=$((SECONDS + $1))
     shift
     until "$@" > /dev/null 2>&1; do
-        left=$((left - 1))
-        [ $left -gt 0 ] || fail "waited for: $*"
+        [ $SECONDS -lt $until ] || fail "waited for: $*"
         sleep 0.2
     done
 }
