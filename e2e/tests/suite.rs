@@ -10,5 +10,7 @@ mod faults;
 mod fencing;
 #[path = "suite/image.rs"]
 mod image;
+#[path = "suite/monitoring.rs"]
+mod monitoring;
 #[path = "suite/offline.rs"]
 mod offline;

@@ -104,6 +104,10 @@ pub(crate) struct UpArgs {
     /// Flags of the ublk device.
     #[command(flatten)]
     pub(crate) ublk: UblkArgs,
+    /// Where else to show status and metrics of the volume (GET /status, /metrics): a loopback
+    /// ADDRESS:PORT or unix:PATH, once for each.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) admin: Vec<Address>,
     /// Stay in the foreground. `up` always does; the flag is there for scripts that say so.
     #[arg(long)]
     pub(crate) foreground: bool,

@@ -26,6 +26,8 @@ pub(crate) struct Config {
     pub(crate) target: IscsiArgs,
     /// Flags of the ublk device.
     pub(crate) ublk: UblkArgs,
+    /// Where else the engine shows status and metrics.
+    pub(crate) admin: Vec<Address>,
     /// How to talk to the kernel.
     pub(crate) backend: BackendArg,
     /// Directory on tmpfs.
@@ -81,7 +83,16 @@ impl Config {
             mutual_chap_file: args.target.mutual_chap_file.map(absolute).transpose()?,
             ..args.target
         };
+        let admin = |address| match address {
+            Address::Unix(path) => absolute(path).map(Address::Unix),
+            tcp @ Address::Tcp(_) => Ok(tcp),
+        };
         Ok(Config {
+            admin: args
+                .admin
+                .into_iter()
+                .map(admin)
+                .collect::<Result<_, _>>()?,
             home: absolute(args.dir.clone())?,
             dir: args.dir,
             nbd,

@@ -143,6 +143,9 @@ impl Up {
             args.set("--ublk", number);
             args.set("--ublk-queues", self.config.ublk.queues);
         }
+        for address in &self.config.admin {
+            args.set("--admin", address);
+        }
         if let Some(dead) = dead {
             args.set("--supersedes", dead);
         }
