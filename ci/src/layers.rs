@@ -94,7 +94,7 @@ const LAYERS: &[Layer] = &[
         false,
         &["trilith-block", "trilith-wire", "trilith-engine"],
     ),
-    layer("perf", "perf", false, &[]),
+    layer("perf", "perf", false, &["trilith-e2e"]),
     layer("trilith-ci", "ci", false, &[]),
     layer("trilith-e2e", "e2e", false, &[]),
 ];

@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -14,6 +14,9 @@ const ANSWER_MAX: Duration = Duration::from_secs(90);
 const HEAD: usize = 48;
 /// Longest data segment that we take.
 const SEGMENT_MAX: usize = 1 << 20;
+
+/// Bytes read at once.
+const BUFFER: usize = 256 << 10;
 
 /// SCSI statuses.
 pub mod status {
@@ -61,7 +64,7 @@ pub struct Login {
 /// A session of one connection.
 #[derive(Debug)]
 pub struct Initiator {
-    stream: TcpStream,
+    stream: BufReader<TcpStream>,
     digests: bool,
     cmd_sn: u32,
     exp_stat_sn: u32,
@@ -113,7 +116,7 @@ impl Initiator {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(ANSWER_MAX))?;
         let mut this = Initiator {
-            stream,
+            stream: BufReader::with_capacity(BUFFER, stream),
             digests: false,
             cmd_sn: 1,
             exp_stat_sn: 0,
@@ -177,7 +180,7 @@ impl Initiator {
             let digest = crc32c::crc32c(&pdu[start..]);
             pdu.extend_from_slice(&digest.to_le_bytes());
         }
-        self.stream.write_all(&pdu).context("send a PDU")
+        self.stream.get_mut().write_all(&pdu).context("send a PDU")
     }
 
     fn checked(&mut self, len: usize, what: &str) -> Result<Vec<u8>> {

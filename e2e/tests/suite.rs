@@ -10,6 +10,10 @@ mod faults;
 mod fencing;
 #[path = "suite/image.rs"]
 mod image;
+#[path = "suite/iscsi.rs"]
+mod iscsi;
+#[path = "suite/iscsi_conformance.rs"]
+mod iscsi_conformance;
 #[path = "suite/monitoring.rs"]
 mod monitoring;
 #[path = "suite/offline.rs"]

@@ -160,7 +160,7 @@ fn print(all: &Rounds, targets: &[Target], jobs: &[PathBuf]) {
     }
 }
 
-fn output(program: &str, args: &[&str]) -> String {
+pub(crate) fn output(program: &str, args: &[&str]) -> String {
     Command::new(program)
         .args(args)
         .output()

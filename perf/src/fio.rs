@@ -1,6 +1,6 @@
 //! Runs one fio job against one target.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -12,6 +12,8 @@ pub(crate) enum Place {
     File(String),
     /// An NBD export.
     Nbd(String),
+    /// An iSCSI unit: fio has no engine for it, see iscsi.rs.
+    Iscsi(String),
 }
 
 /// What one run gave.
@@ -47,6 +49,7 @@ pub(crate) fn run(job: &Path, place: &Place, seconds: u32, size_mib: u64) -> Res
         Place::Nbd(uri) => {
             command.args(["--ioengine=nbd", &format!("--uri={uri}")]);
         }
+        Place::Iscsi(uri) => bail!("run fio on {uri}: it has no engine for iSCSI"),
     }
     let output = command
         .arg("--output-format=json")

@@ -6,11 +6,12 @@
 //!
 //! Failure: a target that cannot be started is left out, and said so.
 //!
-//! Start reading at: [`compare`], then [`targets`], then [`fio`]; [`report`] makes a page of the kept figures.
+//! Start reading at: [`compare`], then [`targets`], then [`fio`] and [`iscsi`]; [`report`] makes a page of the kept figures.
 
 mod chart;
 mod compare;
 mod fio;
+mod iscsi;
 mod record;
 mod report;
 mod targets;
@@ -33,8 +34,43 @@ struct Args {
 enum Command {
     /// Runs fio jobs against several targets in turn.
     Compare(CompareArgs),
+    /// Runs iSCSI clients against several targets in turn.
+    Iscsi(IscsiArgs),
     /// Makes one page of the figures that `compare --json` kept.
     Report(ReportArgs),
+}
+
+/// Options of `iscsi`.
+#[derive(Debug, clap::Args)]
+struct IscsiArgs {
+    /// What the data lies on.
+    #[arg(long, value_enum, default_value = "disk")]
+    media: Media,
+    /// Where to put the data for `--media disk`.
+    #[arg(long, default_value = ".")]
+    dir: PathBuf,
+    /// Targets by name, comma-separated.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "trilith1,trilith3,tgt-direct,tgt-rdwr,tgt-aio"
+    )]
+    peers: Vec<String>,
+    /// Jobs by name, comma-separated; default: all.
+    #[arg(long, value_delimiter = ',')]
+    jobs: Vec<String>,
+    /// Rounds.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Seconds of each run.
+    #[arg(long, default_value_t = 3)]
+    seconds: u32,
+    /// Size of the volume in MiB.
+    #[arg(long, default_value_t = 1024)]
+    size_mib: u64,
+    /// Also write the figures as JSON to this file.
+    #[arg(long)]
+    json: Option<PathBuf>,
 }
 
 /// Options of `report`.
@@ -97,6 +133,7 @@ pub(crate) fn say(line: &str) {
 fn main() -> ExitCode {
     let result: Result<()> = match Args::parse().command {
         Command::Compare(args) => compare::run(&args),
+        Command::Iscsi(args) => iscsi::run(&args),
         Command::Report(args) => report::run(&args),
     };
     match result {

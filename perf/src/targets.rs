@@ -85,6 +85,8 @@ fn fill(place: &Place, size_mib: u64) -> Result<()> {
         Place::Nbd(uri) => {
             command.args(["--ioengine=nbd", &format!("--uri={uri}")]);
         }
+        // Filled before it was served, or by another protocol.
+        Place::Iscsi(_) => return Ok(()),
     }
     let output = command
         .args([
@@ -103,6 +105,18 @@ fn fill(place: &Place, size_mib: u64) -> Result<()> {
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(())
+}
+
+/// URI of unit `unit` of the only target of a portal.
+fn discover(port: u16, unit: u8) -> Result<String> {
+    let portal = format!("iscsi://127.0.0.1:{port}");
+    let output = Command::new("iscsi-ls").arg(&portal).output();
+    let text = String::from_utf8_lossy(&output.context("run iscsi-ls")?.stdout).into_owned();
+    let name = text
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix("Target:"))
+        .with_context(|| format!("{portal} tells no target: {text}"))?;
+    Ok(format!("{portal}/{name}/{unit}"))
 }
 
 /// Path of the trilith executable beside ours.
@@ -170,7 +184,7 @@ impl Target {
                 .strip_prefix("trilith")
                 .and_then(|n| n.parse::<usize>().ok())
             {
-                Some(replicas) => target.start_trilith(replicas, dir, &log, size_mib)?,
+                Some(replicas) => target.start_trilith(replicas, dir, &log, size_mib, &[])?,
                 None => bail!(
                     "target {name}: expected raw, trilith1, trilith3, trilith5, qemu-nbd, quorum, \
                      nbd-server, nbdkit-file or nbdkit-memory"
@@ -234,7 +248,14 @@ impl Target {
         Ok(())
     }
 
-    fn start_trilith(&mut self, n: usize, dir: &Path, log: &Path, size_mib: u64) -> Result<()> {
+    fn start_trilith(
+        &mut self,
+        n: usize,
+        dir: &Path,
+        log: &Path,
+        size_mib: u64,
+        more: &[&str],
+    ) -> Result<()> {
         let port = free_port()?;
         let mut command = Command::new(trilith()?);
         command
@@ -246,8 +267,86 @@ impl Target {
                 &format!("127.0.0.1:{port}"),
             ])
             .arg("--dir")
-            .arg(dir.join("data"));
+            .arg(dir.join("data"))
+            .args(more);
         self.serve(&mut command, log, port)
+    }
+
+    /// Starts the iSCSI target called `name` with its data in `dir` (made new), filled once: a volume
+    /// of Trilith, or tgt with one of its ways to a file. Logical blocks are 4096 bytes in all, so
+    /// that no client asks for parts of a block.
+    pub(crate) fn start_iscsi(name: &str, dir: &Path, size_mib: u64) -> Result<Target> {
+        fs::create_dir_all(dir)?;
+        let mut target = Target {
+            name: name.to_owned(),
+            place: Place::File(String::new()),
+            children: Vec::new(),
+        };
+        let log = dir.join("log");
+        if let Some(replicas) = name.strip_prefix("trilith") {
+            let port = free_port()?;
+            let replicas = replicas.parse().context("a number of replicas")?;
+            let portal = format!("127.0.0.1:{port}");
+            let more = ["--iscsi", portal.as_str(), "--iscsi-block", "4096"];
+            target.start_trilith(replicas, dir, &log, size_mib, &more)?;
+            fill(&target.place, size_mib)?;
+            target.place = Place::Iscsi(discover(port, 0)?);
+            return Ok(target);
+        }
+        let store: &[&str] = match name {
+            "tgt-direct" => &["--bstype", "rdwr", "--bsoflags", "direct"],
+            "tgt-rdwr" => &["--bstype", "rdwr"],
+            "tgt-aio" => &["--bstype", "aio"],
+            _ => bail!(
+                "target {name}: expected trilith1, trilith3, trilith5, tgt-direct, tgt-rdwr or tgt-aio"
+            ),
+        };
+        let file = raw_file(dir, size_mib)?.display().to_string();
+        fill(&Place::File(file.clone()), size_mib)?;
+        target.start_tgt(store, &file, &log)?;
+        Ok(target)
+    }
+
+    fn start_tgt(&mut self, store: &[&str], file: &str, log: &Path) -> Result<()> {
+        let port = free_port()?;
+        // Its control socket is named after a number; that of the port is as free as the port.
+        let control = port.to_string();
+        let mut command = Command::new("tgtd");
+        let portal = format!("portal=127.0.0.1:{port}");
+        command.args(["-f", "-C", &control, "--iscsi", &portal]);
+        self.children.push(spawn(&mut command, log)?);
+        wait_port(port)?;
+        let admin = |args: &[&str]| -> Result<()> {
+            let output = Command::new("tgtadm")
+                .args(["-C", &control, "--lld", "iscsi"])
+                .args(args)
+                .output()
+                .context("run tgtadm")?;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            ensure!(output.status.success(), "tgtadm {args:?}: {said}");
+            Ok(())
+        };
+        let target = "iqn.2026-01.io.trilith.perf:tgt";
+        admin(&[
+            "--op", "new", "--mode", "target", "--tid", "1", "-T", target,
+        ])?;
+        let unit = [
+            "--op",
+            "new",
+            "--mode",
+            "logicalunit",
+            "--tid",
+            "1",
+            "--lun",
+            "1",
+        ];
+        let place = ["--blocksize", "4096", "-b", file];
+        admin(&[&unit[..], store, &place].concat())?;
+        admin(&[
+            "--op", "bind", "--mode", "target", "--tid", "1", "-I", "ALL",
+        ])?;
+        self.place = Place::Iscsi(discover(port, 1)?);
+        Ok(())
     }
 
     /// Pids of the target's servers: its children and theirs.

@@ -222,7 +222,8 @@ fn check_segments(
     Ok(())
 }
 
-/// Judges an UNMAP parameter list and appends the runs to be discarded.
+/// Judges an UNMAP parameter list and appends the runs to be discarded. Descriptors that continue
+/// the one before become one run: pieces of a block of the engine cost as much as the whole.
 pub(crate) fn parse_unmap(disk: &Disk, list: &[u8], spans: &mut Vec<Span>) -> Result<(), Sense> {
     spans.clear();
     if list.len() < 8 {
@@ -236,13 +237,15 @@ pub(crate) fn parse_unmap(disk: &Disk, list: &[u8], spans: &mut Vec<Span>) -> Re
     for descriptor in descriptors.chunks_exact(16) {
         let (lba, blocks) = (be64(descriptor, 0), u64::from(be32(descriptor, 8)));
         disk.check_range(lba, blocks)?;
-        if blocks > 0 {
-            let target = disk.bytes(lba);
-            spans.push(Span {
+        let (target, len) = (disk.bytes(lba), disk.bytes(blocks));
+        match spans.last_mut() {
+            _ if blocks == 0 => {}
+            Some(last) if last.target + last.len == target => last.len += len,
+            _ => spans.push(Span {
                 source: target,
                 target,
-                len: disk.bytes(blocks),
-            });
+                len,
+            }),
         }
     }
     Ok(())

@@ -254,6 +254,28 @@ fn write_same_unmap_and_their_zeroes_become_what_the_engine_has() {
 }
 
 #[test]
+fn unmap_descriptors_that_continue_each_other_are_one_discard() {
+    let mut world = world(|_| {});
+    let mut client = Client::ready(&mut world, 1, 1);
+    world.disk.fill(0x77);
+    let mut list = vec![0, 70, 0, 64, 0, 0, 0, 0];
+    for (lba, blocks) in [(8u64, 1u32), (9, 7), (16, 0), (16, 2)] {
+        list.extend(lba.to_be_bytes());
+        list.extend(blocks.to_be_bytes());
+        list.extend([0; 4]);
+    }
+    let before = world.asked.len();
+    good(&client.run(&mut world, &[0x42, 0, 0, 0, 0, 0, 0, 0, 72, 0], 0, &list));
+    assert_eq!(world.asked.len(), before + 1);
+    let asked = world.asked.last().unwrap();
+    assert_eq!(
+        (asked.op, asked.range),
+        (Op::Discard, ByteRange::new(4096, 5120))
+    );
+    world.end();
+}
+
+#[test]
 fn compare_and_write_writes_only_what_it_expects() {
     let mut world = world(|_| {});
     let mut client = Client::ready(&mut world, 1, 1);
