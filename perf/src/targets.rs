@@ -281,6 +281,7 @@ impl Target {
             name: name.to_owned(),
             place: Place::File(String::new()),
             children: Vec::new(),
+            daemon: None,
         };
         let log = dir.join("log");
         if let Some(replicas) = name.strip_prefix("trilith") {
