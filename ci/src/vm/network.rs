@@ -4,7 +4,11 @@
 use crate::vm::limits::NODES_MAX;
 use crate::vm::quietly;
 use anyhow::{Context, Result, bail};
+use std::path::Path;
 use std::process::Command;
+
+/// Names of namespaces: this and the number of our process.
+const PREFIX: &str = "trilith-vm-";
 
 /// The namespace; deleted when dropped, once no guest is in it.
 #[derive(Debug)]
@@ -18,8 +22,9 @@ impl Network {
     /// # Errors
     /// Without `ip`, the right to make namespaces, or /dev/net/tun.
     pub(crate) fn new(nodes: usize) -> Result<Network> {
+        forget_left()?;
         let network = Network {
-            name: format!("trilith-vm-{}", std::process::id()),
+            name: format!("{PREFIX}{}", std::process::id()),
         };
         quietly(Command::new("ip").args(["netns", "add", &network.name]))
             .context("make a network for several guests (as root, with iproute2)")?;
@@ -65,6 +70,19 @@ impl Network {
     pub(crate) fn prefix(&self) -> [&str; 4] {
         ["ip", "netns", "exec", &self.name]
     }
+}
+
+/// Deletes the namespaces of processes that were killed.
+fn forget_left() -> Result<()> {
+    let list = quietly(Command::new("ip").args(["netns", "list"]))
+        .context("list network namespaces (as root, with iproute2)")?;
+    for name in list.lines().filter_map(|line| line.split(' ').next()) {
+        let owner = name.strip_prefix(PREFIX);
+        if owner.is_some_and(|owner| !Path::new("/proc").join(owner).exists()) {
+            quietly(Command::new("ip").args(["netns", "del", name]))?;
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Network {

@@ -60,8 +60,8 @@ const LEFT_OUT: &[&str] = &[
     "usr/share/info",
 ];
 
-/// Bumped when this file builds something else from the same packages.
-pub(crate) const RECIPE: &str = "1";
+/// What is built from the same packages changes with this file.
+pub(crate) const RECIPE: &str = include_str!("rootfs.rs");
 
 /// Size of the file system; the image is sparse.
 const BYTES: u64 = 1 << 30;

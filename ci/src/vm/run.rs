@@ -17,7 +17,7 @@ use std::time::Instant;
 
 /// A guest is up: from here on, whatever it does counts.
 const BOOTED: &str = "GUEST-BOOT";
-/// A guest wants its power cut, now, and to be booted again.
+/// A guest wants its power cut, now, and to be booted again; or, with a number, that of another.
 const CUT: &str = "GUEST-CUT";
 /// A guest wants a link to be changed: `NODE up|down`.
 const LINK: &str = "GUEST-LINK ";
@@ -164,7 +164,10 @@ impl Run<'_> {
                     let node = node_at(nodes, number)?;
                     // What a guest before said does not count any more.
                     if node.generation == generation && node.guest.is_some() {
-                        self.hear(node, number, news, network, &sender)?;
+                        let cut = self.hear(node, number, news, network, &sender)?;
+                        if let Some(number) = cut {
+                            self.cut(node_at(nodes, number)?, number, network, &sender)?;
+                        }
                     }
                 }
                 Err(RecvTimeoutError::Disconnected) => bail!("no console is left"),
@@ -223,6 +226,7 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Does what a guest asks for; says whose power is to be cut.
     fn hear(
         &self,
         node: &mut Node,
@@ -230,42 +234,57 @@ impl Run<'_> {
         news: News,
         network: Option<&Network>,
         sender: &Sender,
-    ) -> Result<()> {
+    ) -> Result<Option<usize>> {
         let line = match news {
             News::Line(line) => line,
             News::End if node.boot_until.is_some() => {
                 host::say("    the guest died before its first sign");
-                return self.boot(node, number, network, sender);
+                return self.boot(node, number, network, sender).map(|()| None);
             }
-            News::End => return self.end(node, number),
+            News::End => return self.end(node, number).map(|()| None),
         };
         if line.starts_with(BOOTED) {
             node.boot_until = None;
-        } else if line == CUT {
-            node.boot += 1;
-            node.tries = 0;
-            node.before = node.guest.as_ref().map(|guest| guest.console.clone());
-            if self.scenario.boots < node.boot {
-                bail!(
-                    "node {number} wants more boots than {}",
-                    self.scenario.boots
-                );
-            }
-            return self.boot(node, number, network, sender);
+        } else if let Some(other) = line.strip_prefix(CUT) {
+            return match other.trim() {
+                "" => Ok(Some(number)),
+                other => Ok(Some(other.parse().context("read the number of a node")?)),
+            };
         } else if let Some(request) = line.strip_prefix(LINK) {
             let network = network.context("a single node has no links")?;
             network.link(request)?;
         } else if let Some(text) = line.strip_prefix(SAY) {
             host::say(&format!("    {text}"));
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// Cuts a node's power and boots it again.
+    fn cut(
+        &self,
+        node: &mut Node,
+        number: usize,
+        network: Option<&Network>,
+        sender: &Sender,
+    ) -> Result<()> {
+        node.boot += 1;
+        node.tries = 0;
+        node.before = node.guest.as_ref().map(|guest| guest.console.clone());
+        if self.scenario.boots < node.boot {
+            bail!(
+                "node {number} wants more boots than {}",
+                self.scenario.boots
+            );
+        }
+        self.boot(node, number, network, sender)
     }
 
     /// QEMU has ended after the guest was up: what it shipped decides.
     fn end(&self, node: &mut Node, number: usize) -> Result<()> {
         node.done = true;
         match input::collect(&node.dir)? {
-            Some(0) if node.boot == self.scenario.boots => Ok(()),
+            // Of several nodes, not each has its power cut.
+            Some(0) if 1 < self.scenario.nodes || node.boot == self.scenario.boots => Ok(()),
             Some(0) => bail!("node {number} ended in boot {}", node.boot),
             Some(rc) => bail!("node {number} ended with status {rc}"),
             None => bail!("node {number} ended without a result"),

@@ -25,6 +25,11 @@ power_cut() {
     fail "the power is still on"
 }
 
+# power_cycle NODE: cuts the power of another node and boots it again.
+power_cycle() {
+    echo "GUEST-CUT $1"
+}
+
 # link NODE up|down: changes the network link of a node from outside.
 link() {
     echo "GUEST-LINK $1 $2"
