@@ -7,6 +7,7 @@ modprobe ublk_drv
 # start_server LOG [FLAG...]: the example's server; SERVER is its process.
 start_server() {
     local log=$1
+    LOG=$log
     shift
     file --size $((128 << 20)) --queues 2 "$@" > "$log" 2>&1 < /dev/null &
     SERVER=$!
@@ -16,12 +17,18 @@ start_server() {
 stop_server() {
     kill -TERM $SERVER
     wait $SERVER
-    ! [ -e /dev/ublkb0 ] || fail "the block device is still there"
-    ! [ -e /dev/ublkc0 ] || fail "the character device is still there"
+    grep -q '^gone' "$LOG" || fail "the server says: $(tail -1 "$LOG")"
+    ! [ -b /dev/ublkb0 ] || fail "the block device is still there"
+    ! [ -c /dev/ublkc0 ] || fail "the character device is still there"
 }
 
 queue() {
     cat /sys/block/ublkb0/queue/"$1"
+}
+
+# under_load: writes have been done since the device is there.
+under_load() {
+    [ "$(awk '{ print $5 }' /sys/block/ublkb0/stat)" -gt 50 ]
 }
 
 expect() {
@@ -119,9 +126,9 @@ umount /mnt
 # Stopped while requests are in flight: they fail or not, and nothing hangs.
 for round in 1 2 3; do
     fio --name=stop --filename=/dev/ublkb0 --direct=1 --ioengine=io_uring --bs=4k --iodepth=64 --rw=randrw \
-        --size=64m --runtime=20 --time_based > /dev/null 2>&1 < /dev/null &
+        --size=64m --runtime=20 --time_based --allow_file_create=0 > /dev/null 2>&1 < /dev/null &
     load=$!
-    sleep 1
+    wait_for 20 under_load
     stop_server
     wait $load || true
     start_server /tmp/stop-$round --file /dev/shm/disk

@@ -152,15 +152,15 @@ kill -STOP $UP
 kill -KILL "$(process engine)"
 wait_for 10 bash -c 'trilith ublk list | grep -q quiesced'
 trilith ublk delete 0
-! [ -e $B ] || fail "the device is still there"
+! [ -b $B ] || fail "the device is still there"
 kill -CONT $UP
 wait_for 30 test -e $B
 wait_for 30 bash -c "grep -c 'is the block device' /tmp/up | grep -qx 3"
 
 kill -TERM $UP
 wait $UP
-! [ -e $B ] || fail "the device is still there"
-! [ -e /dev/ublkc0 ] || fail "the character device is still there"
+! [ -b $B ] || fail "the device is still there"
+! [ -c /dev/ublkc0 ] || fail "the character device is still there"
 trilith ublk list | grep 'no devices'
 if dmesg | grep -E 'BUG|WARNING|Oops|blocked for more than|I/O error|EXT4-fs error|XFS.*[Cc]orrupt'; then
     fail "the kernel complains"
