@@ -63,7 +63,7 @@ enum Step {
     Vm(vm::Command),
 }
 
-const ORDER: [Step; 9] = [
+const ORDER: [Step; 10] = [
     Step::Packages,
     Step::Fmt,
     Step::Layers,
@@ -73,6 +73,7 @@ const ORDER: [Step; 9] = [
     Step::Test,
     Step::Sim,
     Step::E2e,
+    Step::Vm(vm::Command::Ci),
 ];
 
 /// As it is typed.

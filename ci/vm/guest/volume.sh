@@ -57,7 +57,7 @@ volume_stop() {
 
 # process WORDS: the number of a process of ours.
 process() {
-    pgrep -f "trilith $1" | head -n 1
+    pgrep -o -f "trilith $1"
 }
 
 # kill_process WORDS: kills it and waits until another one has taken its place.
