@@ -425,12 +425,15 @@ impl Worker {
     fn try_stop(&self, live: Live, kindly: bool) -> Result<Option<String>> {
         let Live { number, recovers } = live;
         if kindly {
-            match write_back(number) {
-                Ok(()) => {}
+            match claim(number) {
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) && recovers => {
                     return Ok(Some("it is in use".to_owned()));
                 }
-                Err(error) => tracing::warn!(number, %error, "cannot write the device back"),
+                claimed => {
+                    if let Err(error) = claimed.and_then(|node| write_back(&node)) {
+                        tracing::warn!(number, %error, "cannot write the device back");
+                    }
+                }
             }
         }
         let mut control = Control::open()?;
@@ -454,15 +457,18 @@ fn open_node(info: &DeviceInfo) -> Result<UblkDevice> {
     })
 }
 
-/// Writes back what the kernel holds of a block device. `EBUSY` when somebody has it for himself:
-/// mounted, mapped, swap.
-fn write_back(number: u32) -> io::Result<()> {
-    let node: File = OpenOptions::new()
+/// Opens a block device for this process alone. `EBUSY` when somebody else has it so: mounted,
+/// mapped, swap.
+fn claim(number: u32) -> io::Result<File> {
+    OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_EXCL)
-        .open(format!("/dev/ublkb{number}"))?;
-    // SAFETY: the descriptor is open until the end of this function, and the request takes no
-    // argument in memory.
+        .open(format!("/dev/ublkb{number}"))
+}
+
+/// Writes back what the kernel holds of a block device.
+fn write_back(node: &File) -> io::Result<()> {
+    // SAFETY: the descriptor is open, and the request takes no argument in memory.
     let result = unsafe { libc::ioctl(node.as_raw_fd(), BLKFLSBUF, 0) };
     if result != 0 {
         return Err(io::Error::last_os_error());
