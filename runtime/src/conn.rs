@@ -65,6 +65,8 @@ pub(crate) struct Conn {
     pub(crate) filled: u64,
 
     pub(crate) output: Output,
+    /// What is queued waits to be released.
+    pub(crate) held: bool,
     pub(crate) is_ready: bool,
     pub(crate) is_dirty: bool,
 }
@@ -92,6 +94,7 @@ impl Conn {
             want: None,
             filled: 0,
             output: Output::new(),
+            held: false,
             is_ready: false,
             is_dirty: false,
         }

@@ -326,6 +326,27 @@ impl Io {
         self.mark_dirty(slot);
     }
 
+    /// Holds back what is and will be queued for a connection until it is released, closed, or more
+    /// than [`crate::limits::HELD_BYTES_MAX`].
+    pub fn hold(&mut self, conn: ConnId) {
+        self.set_held(conn, true);
+    }
+
+    /// Ends [`Io::hold`]: what is queued leaves at the end of the turn.
+    pub fn release(&mut self, conn: ConnId) {
+        self.set_held(conn, false);
+    }
+
+    fn set_held(&mut self, conn: ConnId, held: bool) {
+        let Some(slot) = self.conns.slot_of(conn) else {
+            return;
+        };
+        if let Some(entry) = self.conns.get(slot) {
+            entry.held = held;
+        }
+        self.mark_dirty(slot);
+    }
+
     /// Bytes queued for a connection and not yet taken by the kernel; 0 when it is gone.
     pub fn queued_bytes(&self, conn: ConnId) -> usize {
         self.conns.find(conn).map_or(0, |conn| conn.output.queued())

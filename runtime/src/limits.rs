@@ -26,10 +26,19 @@ pub const DIRECT_RECEIVE_BYTES_MIN: u32 = 16 * 1024;
 pub const OUTPUT_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Pieces of memory in one `sendmsg` (the kernel's UIO_MAXIOV). More go out in the next one.
 pub const SEND_PIECES_MAX: usize = 1024;
+/// Bytes of a send whose completion is learnt without waking for it. What is sent so stays lent while
+/// the loop sleeps, hence the limit; more is sent with a completion of its own.
+pub const QUICK_SEND_BYTES_MAX: u32 = 128 * 1024;
+/// Bytes queued for a connection whose output is held back. Reached: they leave all the same.
+pub const HELD_BYTES_MAX: usize = 512 * 1024;
 /// Memory for frame heads that a connection keeps once its queue is empty, in bytes.
 pub const OUTPUT_KEPT_BYTES_MAX: usize = 64 * 1024;
 /// Frames delivered from one connection before the others get their turn.
 pub const FRAMES_PER_ROUND_MAX: usize = 256;
+/// Payload bytes delivered from one connection, if it has more, before what they have brought about is
+/// submitted: so that a burst of writes is under way at the next process or at the disk while its
+/// rest is still being taken apart, at the cost of a system call for eight writes of 4 KiB.
+pub const ROUND_BYTES_MAX: u32 = 32 * 1024;
 /// Rounds of delivery and settling in one turn before operations are submitted. Reached: the rest
 /// waits for the next turn, which does not sleep.
 pub const ROUNDS_PER_TURN_MAX: usize = 8;

@@ -115,6 +115,13 @@ impl Output {
         Some(&raw const *self.message)
     }
 
+    /// Bytes of the `sendmsg` that was started last.
+    pub(crate) fn next_bytes(&self) -> usize {
+        let pieces = &self.pieces[self.first..];
+        let taken = pieces.iter().take(SEND_PIECES_MAX);
+        taken.map(|piece| piece.iov_len).sum()
+    }
+
     /// Makes the waiting batch the flying one.
     fn load(&mut self, arena: &Arena) {
         debug_assert!(self.flying.runs.is_empty(), "a batch is overtaken");

@@ -5,7 +5,8 @@ use crate::conn::{Phase, Receiving};
 use crate::io::{Event, Io, Key};
 use crate::kernel_buf::KernelBuf;
 use crate::limits::{
-    DIRECT_RECEIVE_BYTES_MIN, DRAIN_TIME_MAX, LINGER_TIME_MAX, RECEIVE_BUFFER_BYTES,
+    DIRECT_RECEIVE_BYTES_MIN, DRAIN_TIME_MAX, HELD_BYTES_MAX, LINGER_TIME_MAX,
+    QUICK_SEND_BYTES_MAX, RECEIVE_BUFFER_BYTES,
 };
 use core::cmp::Reverse;
 use std::io;
@@ -83,18 +84,27 @@ impl Io {
         if !matches!(conn.phase, Phase::Open | Phase::Draining) {
             return;
         }
+        if conn.held && conn.phase == Phase::Open && conn.output.queued() < HELD_BYTES_MAX {
+            return;
+        }
         let Some(message) = conn.output.start(&self.arena) else {
             return;
         };
+        // Someone who waits for memory, or for the end of the output, waits for the completion.
+        let quick = conn.phase == Phase::Open && self.paused.is_empty();
+        let len = u32::try_from(conn.output.next_bytes()).unwrap_or(u32::MAX);
+        let quick = quick && len <= QUICK_SEND_BYTES_MAX;
         let fd = conn.fd;
         self.stats.sends += 1;
+        let op = SysOp::Send {
+            message,
+            len,
+            quick,
+        };
         // SAFETY: message, pieces and heads belong to the connection's flying batch, which does not
         // change before the completion, and the connection is not dropped before; payloads are lent
         // by the arena.
-        unsafe {
-            self.driver
-                .submit(Key::Send(slot).pack(), fd, SysOp::Send { message })
-        };
+        unsafe { self.driver.submit(Key::Send(slot).pack(), fd, op) };
     }
 
     pub(crate) fn send_completed(&mut self, slot: u32, result: i32) {
@@ -425,6 +435,11 @@ impl Io {
         }
         conn.want = Some(want);
         true
+    }
+
+    /// True when received bytes wait to be delivered.
+    pub(crate) fn has_unread(&mut self, slot: u32) -> bool {
+        self.conns.get(slot).is_some_and(|conn| conn.unread() > 0)
     }
 
     /// Delivers from what has been received, as far as it goes. `scratch` takes header bytes.

@@ -7,7 +7,7 @@ use crate::backend::Backend;
 use crate::error::RuntimeError;
 use crate::handler::Handler;
 use crate::io::{Event, Io};
-use crate::limits::{FRAMES_PER_ROUND_MAX, ROUNDS_PER_TURN_MAX};
+use crate::limits::{FRAMES_PER_ROUND_MAX, ROUND_BYTES_MAX, ROUNDS_PER_TURN_MAX};
 use crate::streams::Step;
 use core::time::Duration;
 use trilith_block::{Buffers, ConnId, StreamEvent, Want};
@@ -39,6 +39,8 @@ pub struct Loop {
     io: Io,
     scratch: Vec<u8>,
     asked: Vec<ConnId>,
+    /// A connection has delivered its share of payload in this round, and has more.
+    cut: bool,
 }
 
 impl Loop {
@@ -58,6 +60,7 @@ impl Loop {
             io,
             scratch: Vec::new(),
             asked: Vec::new(),
+            cut: false,
         })
     }
 
@@ -99,7 +102,9 @@ impl Loop {
             handler.settle(&mut self.io, now);
             self.io.arena.reclaim();
             self.ask_paused(handler);
-            if self.io.events.is_empty() && self.io.ready.is_empty() {
+            // What a share of payload has brought about leaves before the next one is looked at.
+            let cut = core::mem::take(&mut self.cut);
+            if self.io.events.is_empty() && (self.io.ready.is_empty() || cut) {
                 break;
             }
         }
@@ -156,10 +161,18 @@ impl Loop {
     /// Frames of one connection, many per receive, until it runs dry or has had its share.
     fn deliver_stream<H: Handler>(&mut self, handler: &mut H, slot: u32, id: ConnId) {
         let mut frames = 0;
+        let (mut bytes, mut wanted) = (0, 0);
         while frames < FRAMES_PER_ROUND_MAX {
+            if bytes >= ROUND_BYTES_MAX && self.io.has_unread(slot) {
+                self.cut = true;
+                break;
+            }
             match self.io.step(slot, id, &mut self.scratch) {
                 Step::Ask => {
                     let want = handler.want(&mut self.io, id);
+                    if let Want::Payload(slice) = want {
+                        wanted = slice.len;
+                    }
                     if !self.io.wanted(slot, want) {
                         return;
                     }
@@ -170,6 +183,7 @@ impl Loop {
                 }
                 Step::Payload => {
                     frames += 1;
+                    bytes += core::mem::take(&mut wanted);
                     handler.stream(&mut self.io, id, StreamEvent::Payload);
                 }
                 Step::Wait | Step::Gone => return,

@@ -198,6 +198,63 @@ fn many_small_frames_of_one_receive_cost_no_system_call_each() {
 }
 
 #[test]
+fn answer_costs_no_system_call_of_its_own() {
+    const REQUESTS: u32 = 200;
+    let dir = tempfile::tempdir().unwrap();
+    for backend in backends() {
+        for address in [tcp(), unix(dir.path())] {
+            let mut driver = new_loop(backend, 1);
+            let mut server = Server::default();
+            let address = serve(&mut driver, &address);
+            let client = thread::spawn(move || {
+                let mut stream = connect(&address);
+                for id in 0..REQUESTS {
+                    stream.write_all(&header(DISCARD, id, 0)).unwrap();
+                    read_answer(&mut stream, 0);
+                }
+            });
+            drive(&mut driver, &mut server, |server, _| {
+                server.closed.len() == 1
+            });
+            client.join().unwrap();
+            let enters = driver.io().stats().enters;
+            assert!(
+                enters < u64::from(REQUESTS) * 3 / 2,
+                "{backend:?}: {enters} system calls for {REQUESTS} requests"
+            );
+            settle_down(&mut driver, &mut server);
+        }
+    }
+}
+
+#[test]
+fn held_output_leaves_when_released_and_not_before() {
+    for backend in backends() {
+        let mut driver = new_loop(backend, 1);
+        let mut server = Server::default();
+        let address = serve(&mut driver, &tcp());
+        let mut stream = connect(&address);
+        drive(&mut driver, &mut server, |server, _| {
+            !server.opened.is_empty()
+        });
+        let conn = server.opened[0];
+        driver.io().hold(conn);
+        driver.io().send(conn, b"held", None);
+        for _ in 0..3 {
+            driver.turn(&mut server, Duration::from_millis(1)).unwrap();
+        }
+        assert_eq!(driver.io().stats().sent_bytes, 0, "{backend:?}");
+        driver.io().release(conn);
+        drive(&mut driver, &mut server, |_, io| io.stats().sent_bytes == 4);
+        let mut found = [0; 4];
+        stream.read_exact(&mut found).unwrap();
+        assert_eq!(&found, b"held");
+        drop(stream);
+        settle_down(&mut driver, &mut server);
+    }
+}
+
+#[test]
 fn large_payload_is_received_straight_into_its_buffer() {
     for backend in backends() {
         let mut driver = new_loop(backend, 4);

@@ -70,8 +70,13 @@ pub(crate) enum SysOp {
         all: bool,
         expect_wait: bool,
     },
-    /// Result: bytes.
-    Send { message: *const libc::msghdr },
+    /// Result: bytes. `quick`: its `len` bytes are expected to fit into the socket at once, and
+    /// nobody waits for the completion, which may come with the next one of anything else.
+    Send {
+        message: *const libc::msghdr,
+        len: u32,
+        quick: bool,
+    },
     /// Completes when there is something to read.
     Readable,
     /// Result: bytes.

@@ -38,6 +38,8 @@ pub(crate) struct Plain {
     /// By descriptor number.
     watches: Vec<Option<Watch>>,
     ready: Vec<Completion>,
+    /// Completions among them that nobody waits for.
+    ready_quick: usize,
     events: Vec<epoll::Event>,
     in_flight: usize,
     enters: u64,
@@ -71,6 +73,7 @@ impl Plain {
             pool,
             watches: Vec::new(),
             ready: Vec::new(),
+            ready_quick: 0,
             events: Vec::with_capacity(EPOLL_EVENTS_MAX),
             in_flight: 0,
             enters: 0,
@@ -248,9 +251,13 @@ impl Plain {
         let Some(Parked { key, op }) = watch.output else {
             return;
         };
-        let result = match op {
-            SysOp::Send { message } => send(raw, message),
-            _ => -connect_error(raw),
+        let (result, quick_len) = match op {
+            SysOp::Send {
+                message,
+                len,
+                quick,
+            } => (send(raw, message), quick.then_some(len)),
+            _ => (-connect_error(raw), None),
         };
         let watch = self.watch(raw);
         if result == -libc::EAGAIN {
@@ -258,6 +265,9 @@ impl Plain {
             return;
         }
         watch.output = None;
+        if quick_len.is_some_and(|len| u32::try_from(result) == Ok(len)) {
+            self.ready_quick += 1;
+        }
         self.ready.push(Completion {
             key,
             result,
@@ -286,7 +296,8 @@ impl Plain {
         wait: Wait,
         out: &mut Vec<Completion>,
     ) -> Result<(), RuntimeError> {
-        let wait = if self.ready.is_empty() {
+        let only_quick = self.ready.len() == self.ready_quick;
+        let wait = if self.ready.is_empty() || (only_quick && self.in_flight > self.ready_quick) {
             wait
         } else {
             Wait::ZERO
@@ -313,6 +324,7 @@ impl Plain {
         }
         self.events = events;
         self.in_flight -= self.ready.len();
+        self.ready_quick = 0;
         out.append(&mut self.ready);
         Ok(())
     }

@@ -17,6 +17,9 @@ use std::os::fd::RawFd;
 
 /// Key of cancel requests, whose own completions mean nothing.
 const CANCEL_KEY: u64 = u64::MAX;
+/// Key of quick sends, with their place in `Uring::quick` below it. Only those that did not go as
+/// expected complete by themselves.
+const QUICK_KEY: u64 = 1 << 63;
 /// `ioprio` flag of receives: do not try before the socket has polled readable (Linux 5.19).
 const POLL_FIRST: u16 = 1;
 /// Registered files: connections, listeners, data files, and a few event descriptors.
@@ -25,8 +28,23 @@ const _: () = assert!(CONNECTIONS_MAX + FILES_MAX + LISTENERS_MAX + 8 <= 1200);
 /// Registered buffers: the kernel's own maximum.
 const REGIONS_MAX: u32 = 16384;
 
+/// A send that the kernel carries out while it takes it over, and completes only when it did less:
+/// once the submission queue is empty, silence means success.
+#[derive(Clone, Copy)]
+struct QuickSend {
+    key: u64,
+    fd: FdRef,
+    message: *const libc::msghdr,
+    len: u32,
+    /// What the kernel said, if it did.
+    result: Option<i32>,
+}
+
 pub(crate) struct Uring {
     ring: IoUring,
+    /// Quick sends not yet completed. At most one a connection.
+    quick: Vec<QuickSend>,
+    can_be_quick: bool,
     /// Free indices of the table of registered files; empty when there is no table.
     files_free: Vec<u32>,
     /// Registered buffers possible.
@@ -126,8 +144,11 @@ impl Uring {
         );
         // POLL_FIRST and COOP_TASKRUN came with the same kernel, 5.19.
         let poll_first = flags != "no flags";
+        let can_be_quick = ring.params().is_feature_skip_cqe_on_success();
         Ok(Uring {
             ring,
+            quick: Vec::new(),
+            can_be_quick,
             files_free,
             regions,
             in_flight: 0,
@@ -209,17 +230,40 @@ impl Uring {
     /// # Safety
     /// As [`super::Driver::submit`].
     pub(super) unsafe fn submit(&mut self, key: u64, fd: FdRef, op: SysOp) {
-        let entry = match fd.fixed {
+        let (raw, mut flags) = match fd.fixed {
             // The crate's two descriptor types share no public trait; this is what its own
             // `Fixed` does.
-            Some(index) => {
-                let index = types::Fd(RawFd::try_from(index).unwrap_or(-1));
-                entry_of(index, op, self.poll_first).flags(squeue::Flags::FIXED_FILE)
+            Some(index) => (
+                RawFd::try_from(index).unwrap_or(-1),
+                squeue::Flags::FIXED_FILE,
+            ),
+            None => (fd.raw, squeue::Flags::empty()),
+        };
+        let raw = types::Fd(raw);
+        let (entry, key) = match op {
+            SysOp::Send {
+                message,
+                len,
+                quick: true,
+            } if self.can_be_quick => {
+                let place = self.quick.len() as u64;
+                self.quick.push(QuickSend {
+                    key,
+                    fd,
+                    message,
+                    len,
+                    result: None,
+                });
+                flags |= squeue::Flags::SKIP_SUCCESS;
+                (
+                    send_entry(raw, message, libc::MSG_DONTWAIT),
+                    QUICK_KEY | place,
+                )
             }
-            None => entry_of(types::Fd(fd.raw), op, self.poll_first),
+            op => (entry_of(raw, op, self.poll_first), key),
         };
         // SAFETY: the caller's promise covers what the entry names until the completion.
-        unsafe { self.push(&entry.user_data(key)) };
+        unsafe { self.push(&entry.flags(flags).user_data(key)) };
     }
 
     pub(super) fn cancel(&mut self, key: u64) {
@@ -268,12 +312,12 @@ impl Uring {
     ) -> Result<(), RuntimeError> {
         self.enters += 1;
         self.push_backlog();
+        // Nothing to wait for: completions are there, or all that is in flight are quick sends.
+        let at_once = !self.ring.completion().is_empty()
+            || self.ring.submission().cq_overflow()
+            || (!self.quick.is_empty() && self.in_flight == self.quick.len());
         // With a time limit of zero the call still runs the kernel's deferred work.
-        let wait = if self.ring.completion().is_empty() {
-            wait
-        } else {
-            Wait::ZERO
-        };
+        let wait = if at_once { Wait::ZERO } else { wait };
         let timeout = types::Timespec::from(wait);
         let args = types::SubmitArgs::new().timespec(&timeout);
         match self.ring.submitter().submit_with_args(1, &args) {
@@ -285,16 +329,63 @@ impl Uring {
             },
         }
         for entry in self.ring.completion() {
-            self.in_flight -= 1;
-            if entry.user_data() != CANCEL_KEY {
+            let key = entry.user_data();
+            if key == CANCEL_KEY {
+                self.in_flight -= 1;
+            } else if key & QUICK_KEY != 0 {
+                let place = usize::try_from(key & !QUICK_KEY).unwrap_or(usize::MAX);
+                if let Some(send) = self.quick.get_mut(place) {
+                    send.result = Some(entry.result());
+                }
+            } else {
+                self.in_flight -= 1;
                 out.push(Completion {
-                    key: entry.user_data(),
+                    key,
                     result: entry.result(),
                     more: cqueue::sock_nonempty(entry.flags()),
                 });
             }
         }
+        self.end_quick(out);
         Ok(())
+    }
+
+    /// Completes the quick sends that the kernel has taken over. Those that found the socket full
+    /// are sent again, with a completion.
+    fn end_quick(&mut self, out: &mut Vec<Completion>) {
+        let queue = self.ring.submission();
+        // What the kernel said may still lie behind a full completion queue.
+        if self.quick.is_empty()
+            || !self.backlog.is_empty()
+            || !queue.is_empty()
+            || queue.cq_overflow()
+        {
+            return;
+        }
+        drop(queue);
+        self.in_flight -= self.quick.len();
+        let mut quick = core::mem::take(&mut self.quick);
+        for send in quick.drain(..) {
+            let sent = i32::try_from(send.len).unwrap_or(i32::MAX);
+            let result = send.result.unwrap_or(sent);
+            if result == -libc::EAGAIN {
+                let op = SysOp::Send {
+                    message: send.message,
+                    len: send.len,
+                    quick: false,
+                };
+                // SAFETY: whoever submitted it has not had its completion yet, so that the promise
+                // made then still holds.
+                unsafe { self.submit(send.key, send.fd, op) };
+            } else {
+                out.push(Completion {
+                    key: send.key,
+                    result,
+                    more: false,
+                });
+            }
+        }
+        self.quick = quick;
     }
 }
 
@@ -333,6 +424,11 @@ fn check(ring: &IoUring) -> io::Result<()> {
     }
 }
 
+fn send_entry(fd: types::Fd, message: *const libc::msghdr, flags: i32) -> squeue::Entry {
+    let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL | flags).unsigned_abs();
+    opcode::SendMsg::new(fd, message).flags(flags).build()
+}
+
 fn entry_of(fd: types::Fd, op: SysOp, poll_first: bool) -> squeue::Entry {
     match op {
         SysOp::Accept => opcode::Accept::new(fd, core::ptr::null_mut(), core::ptr::null_mut())
@@ -355,10 +451,7 @@ fn entry_of(fd: types::Fd, op: SysOp, poll_first: bool) -> squeue::Entry {
                 .ioprio(ioprio)
                 .build()
         }
-        SysOp::Send { message } => {
-            let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL).unsigned_abs();
-            opcode::SendMsg::new(fd, message).flags(flags).build()
-        }
+        SysOp::Send { message, .. } => send_entry(fd, message, 0),
         SysOp::Readable => opcode::PollAdd::new(fd, u32::from(libc::POLLIN.unsigned_abs())).build(),
         SysOp::Read { piece, offset } => match piece.region {
             Some(region) => opcode::ReadFixed::new(fd, piece.start, piece.len, region)
