@@ -78,6 +78,8 @@ impl Engine {
     pub(crate) fn session_up(&mut self, member: MemberId, state: &ReplicaState, cx: &mut Cx<'_>) {
         self.mode_dirty = true;
         let ours = state.term == self.term && state.voted_engine == self.cfg.engine;
+        // Remembered while the term is not open yet: once it is, R10 brings the member back (C17).
+        self.peers[member.index()].shut_out = state.term >= self.term && !ours;
         match self.campaign {
             Campaign::Vote { .. } if state.term <= self.term => self.ask_vote(member, cx),
             Campaign::Recover if state.term < self.term => self.ask_vote(member, cx),
@@ -115,6 +117,21 @@ impl Engine {
         }
     }
 
+    /// When a late voter is asked whether it still lives. VOTE waits for its device for as long as
+    /// that takes (V3), so silence after it says nothing; a PREVOTE is answered at once.
+    pub(crate) fn vote_probe_at(&self, member: MemberId) -> Option<Monotonic> {
+        let peer = &self.peers[member.index()];
+        let waits = self.open && peer.vote_sent && !peer.promised && peer.asked_at.is_none();
+        waits.then(|| peer.seen_at.after(self.cfg.timing.session_silence_max))
+    }
+
+    /// The answer is a refusal, for the term is not above the one it has promised; what counts is
+    /// that it comes.
+    pub(crate) fn probe_vote(&mut self, member: MemberId, cx: &mut Cx<'_>) {
+        let ballot = self.ballot(self.term);
+        self.send(member, &Message::Prevote(ballot), None, cx);
+    }
+
     fn up_count(&self) -> usize {
         self.members_where(Peer::is_up).count()
     }
@@ -129,6 +146,13 @@ impl Engine {
                 let lost = self.members_where(|p| p.is_up() && !p.promised && p.shut_out);
                 if self.open && at.is_none() && !lost.is_empty() {
                     return self.meet_vote(cx.now);
+                }
+                if self.open {
+                    // A vote that was refused in passing, or a promise that the member took back.
+                    let idle = self.members_where(|p| p.is_up() && !p.promised && !p.shut_out);
+                    for member in idle.iter() {
+                        self.ask_vote(member, cx);
+                    }
                 }
                 let wanted = !self.open || at.is_some();
                 let due = at.is_none_or(|at| at <= cx.now);
@@ -287,8 +311,10 @@ impl Engine {
                 if reason == Reason::LeaderAlive {
                     self.other_leader = true;
                 }
-                if matches!(reason, Reason::Voted | Reason::Term) {
-                    self.peers[member.index()].shut_out = true;
+                match reason {
+                    Reason::Voted | Reason::Term => self.peers[member.index()].shut_out = true,
+                    // It may think better of it; a new session asks again, with its delay.
+                    _ => self.drop_session(member, cx),
                 }
                 return;
             }

@@ -346,7 +346,10 @@ impl Engine {
                 crate::peer::Link::Dialling { until }
                 | crate::peer::Link::Greeted { until }
                 | crate::peer::Link::Proved { until } => Some(until),
-                crate::peer::Link::Up => peer.asked_at.map(|at| at.after(silence)),
+                crate::peer::Link::Up => match peer.asked_at {
+                    Some(at) => Some(at.after(silence)),
+                    None => self.vote_probe_at(member),
+                },
             }
         };
         self.cfg.members.iter().filter_map(due).min()

@@ -10,12 +10,6 @@ pub const REQUESTS_MAX: usize = 1024;
 pub const WINDOW_SLOTS: u64 = 8192;
 /// Slots that the engine leaves unused. Beyond the rest: admission waits for tidx.
 pub const WINDOW_RESERVE: u64 = 64;
-/// Distance from the highest position that the promisers of a term have seen to its start (C15). A
-/// position of an old term that none of them has seen was sent at most one window above one that
-/// some of them has accepted: the engine sends nothing above tidx + a window, and tidx passes only
-/// what every counted member has accepted, a majority, of which one is a promiser. A promiser that
-/// lost its window reports less; its durable w may be further behind, but then the recovery is lossy.
-pub const START_GAP: u64 = WINDOW_SLOTS + 1;
 /// Parts of one large discard or zeroes request in flight at once (M20). Beyond: the rest waits.
 pub const EXPAND_PARTS_MAX: u32 = 16;
 /// Flush entries not yet durable at a majority. Beyond: further flush requests share the next one.

@@ -525,7 +525,13 @@ impl Engine {
     /// activity log says where it may differ.
     fn returned_unfit(&mut self, member: MemberId, state: &ReplicaState, cx: &mut Cx<'_>) {
         self.lower_counted(member);
-        self.strip(member, state.w);
+        // A watermark of an older term says nothing about positions of this one (C15).
+        let held = if state.se.term == self.term {
+            state.w
+        } else {
+            Idx(0)
+        };
+        self.strip(member, held);
         self.mark_window(member);
         let peer = &mut self.peers[member.index()];
         peer.standing = Standing::InSync;

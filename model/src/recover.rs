@@ -238,10 +238,7 @@ impl State {
         e.loss = loss;
         e.iss = names.set_inside(plan.first_iss);
         e.trk = e.iss;
-        // C15 leaves a window between; here the next position follows at once. It is the harder
-        // case, since positions may then come again, and it keeps the states small.
-        let start = plan.start.0 + 1 - trilith_engine::limits::START_GAP;
-        e.start = u8::try_from(start).unwrap_or(u8::MAX);
+        e.start = u8::try_from(plan.start.0).unwrap_or(u8::MAX);
         e.tidx = e.start;
         e.limbo = from_chunks(&plan.limbo);
         let base = names.inside(plan.base);

@@ -2,7 +2,6 @@
 
 use super::testing::{Pool, member, promise, range, set};
 use super::*;
-use crate::limits::START_GAP;
 use alloc::vec;
 use core::time::Duration;
 use trilith_block::{BlockRange, Buffers, Idx, MemberSet, Monotonic};
@@ -159,7 +158,7 @@ fn the_term_starts_when_every_repair_is_done_and_counts_who_answers() {
     assert_eq!(starts(&steps), ALL);
     assert!(matches!(
         steps[0],
-        RecoveryStep::TermStart { start, loss: 0, .. } if start == Idx(7 + START_GAP)
+        RecoveryStep::TermStart { start, loss: 0, .. } if start == Idx(8)
     ));
     assert!(
         bench
@@ -171,7 +170,7 @@ fn the_term_starts_when_every_repair_is_done_and_counts_who_answers() {
     let outcome = Outcome {
         iss: set(&ALL),
         counted: set(&[1, 2]),
-        start: Idx(7 + START_GAP),
+        start: Idx(8),
         loss: 0,
         lossy: false,
     };

@@ -6,7 +6,6 @@
 
 use super::overlay::{Accepted, overrides};
 use super::{MemberMaps, Override, Promise};
-use crate::limits::START_GAP;
 use alloc::vec::Vec;
 use core::cmp::Reverse;
 use core::time::Duration;
@@ -195,7 +194,7 @@ pub fn plan(promises: &[Promise], voters: MemberSet, policy: &Policy) -> Result<
     };
     let loss_known = set_of(q.iter().filter(|v| v.promise.state.loss == loss));
     let first_iss = choose_first_iss(&q, voters, base, &differing, policy.small_bytes);
-    let start = start_after(&q);
+    let start = highest_idx(&q).next();
     Ok(Plan {
         lossy,
         voters,
@@ -412,14 +411,6 @@ fn choose_first_iss(
         }
     }
     iss
-}
-
-/// Position of the TERMSTART (C15): beyond what a voter outside Q can have received alone. It keeps
-/// its durable w of the old term when it is told and joins, for w never falls; were its positions
-/// used again, w would claim entries of this term that it does not hold, and a lossy recovery
-/// would make it the base.
-fn start_after(q: &[Voter<'_>]) -> Idx {
-    Idx(highest_idx(q).0.saturating_add(START_GAP))
 }
 
 /// The highest position that Q has seen.

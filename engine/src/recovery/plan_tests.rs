@@ -2,7 +2,6 @@
 
 use super::testing::{chunks, member, policy, promise, range, set};
 use super::*;
-use crate::limits::START_GAP;
 use core::time::Duration;
 use trilith_block::{Idx, Lba, MemberSet, Term};
 use trilith_wire::SlotStatus;
@@ -52,14 +51,14 @@ fn equal_members_need_no_repair_and_start_beyond_every_position() {
     let plan = run(&[a, b]);
     assert!(!plan.lossy);
     assert_eq!((plan.tm, plan.loss), (Term(1), 0));
-    assert_eq!(plan.start, Idx(17 + START_GAP));
+    assert_eq!(plan.start, Idx(18));
     assert!(plan.overrides.is_empty() && plan.limbo.is_empty());
     assert_eq!(plan.first_iss, set(&[0, 1]));
     assert_eq!(plan.loss_known, set(&[0, 1]));
 }
 
 #[test]
-fn start_is_a_window_beyond_watermark_tidx_and_window_too() {
+fn start_is_beyond_watermark_tidx_and_window_too() {
     for f in [
         (|p: &mut Promise| p.state.w = Idx(40)) as fn(&mut Promise),
         |p| p.state.tidx = Idx(40),
@@ -75,16 +74,8 @@ fn start_is_a_window_beyond_watermark_tidx_and_window_too() {
         let mut a = promise(0, (1, 0), &ALL, 5);
         f(&mut a);
         let start = run(&[a, promise(1, (1, 0), &ALL, 5)]).start;
-        assert_eq!(start, Idx(40 + START_GAP));
+        assert_eq!(start, Idx(41));
     }
-}
-
-#[test]
-fn a_watermark_that_only_an_absent_member_has_claims_nothing_of_the_new_term() {
-    // Member 2 alone received and flushed a full window above what the others have accepted.
-    let plan = run(&[promise(0, (1, 0), &ALL, 5), promise(1, (1, 0), &ALL, 5)]);
-    let stale = Idx(5 + crate::limits::WINDOW_SLOTS);
-    assert!(stale < plan.start);
 }
 
 // ---- R1, R2, M7

@@ -390,7 +390,11 @@ impl Store {
                     iss: set.iss,
                     trk: set.trk,
                     loss: facts.loss,
-                    w: if complete { set.idx } else { facts.w },
+                    w: if complete {
+                        set.idx
+                    } else {
+                        self.journal.last_w()
+                    },
                     untaint: joins,
                     need_dropped: joins,
                 }
@@ -412,7 +416,9 @@ impl Store {
                 iss: told.iss,
                 trk: told.trk,
                 loss: facts.loss,
-                w: facts.w,
+                // C15: the watermark of an older term must not be taken for positions of this one.
+                // Outside its in-sync set the member claims nothing by it.
+                w: told.start,
                 untaint: false,
                 need_dropped: false,
             },

@@ -46,8 +46,7 @@ impl Store {
             self.fail(FailCause::Journal(error), out);
             return;
         }
-        let w = self.journal.written();
-        self.facts.w = self.facts.w.max(w);
+        self.journal.written();
         let mut items = core::mem::take(&mut self.journal.inflight);
         for item in items.drain(..) {
             match item {
@@ -110,7 +109,6 @@ impl Store {
             return;
         }
         if self.facts.is_complete() && !self.facts.tainted {
-            self.journal.raise_w(flushing.upto);
             self.journal.push(Item::W(flushing.upto));
             self.watermark = flushing.upto;
             self.wait_journal(Waiter::Watermark(flushing.upto));

@@ -134,7 +134,8 @@ impl Facts {
                 self.iss = record.iss;
                 self.trk = record.trk;
                 self.loss = self.loss.max(record.loss);
-                self.w = self.w.max(record.w);
+                // C15: positions of an older term mean nothing in this one.
+                self.w = record.w;
                 if record.untaint {
                     self.tainted = false;
                 }

@@ -27,7 +27,6 @@ pub(crate) struct Journal {
     /// Items of the write in flight.
     pub(crate) inflight: Vec<Item>,
     inflight_blocks: u64,
-    inflight_w: Idx,
     writing: bool,
     next_seq: u64,
     first_seq: u64,
@@ -36,8 +35,11 @@ pub(crate) struct Journal {
     offset: u64,
     blocks_max: u64,
     pub(crate) buf: BufSlice,
-    /// Goes into every block; set only after the flush that makes it true (F1).
+    /// The watermark after the last item that went into a block; it goes into every block.
     w: Idx,
+    /// The watermark after the last item pushed. Items are pushed only after the flush that makes
+    /// them true (F1).
+    last_w: Idx,
     /// Nothing is written until the first checkpoint of this life stands.
     pub(crate) hold: bool,
 }
@@ -59,7 +61,6 @@ impl Journal {
             wanted: 0,
             inflight: Vec::new(),
             inflight_blocks: 0,
-            inflight_w: w,
             writing: false,
             next_seq,
             first_seq: next_seq,
@@ -69,12 +70,14 @@ impl Journal {
             blocks_max: (ring / 4).min(u64::from(META_IO_BLOCKS_MAX)),
             buf,
             w,
+            last_w: w,
             hold: true,
         }
     }
 
     /// Queues an item that may ride along with others.
     pub(crate) fn push(&mut self, item: Item) {
+        self.last_w = w_after(self.last_w, &item);
         self.queue.push_back(item);
         self.pushed += 1;
     }
@@ -85,9 +88,9 @@ impl Journal {
         self.pushed
     }
 
-    /// Raises the watermark that goes into blocks from now on.
-    pub(crate) fn raise_w(&mut self, w: Idx) {
-        self.w = self.w.max(w);
+    /// The watermark once everything pushed is durable.
+    pub(crate) fn last_w(&self) -> Idx {
+        self.last_w
     }
 
     pub(crate) fn queued(&self) -> usize {
@@ -150,6 +153,7 @@ impl Journal {
                 if let Item::Map(map, extent) = item {
                     maps.journaled(*map, *extent);
                 }
+                self.w = w_after(self.w, item);
                 self.inflight.push(*item);
                 self.queue.pop_front();
             }
@@ -169,7 +173,6 @@ impl Journal {
         }
         self.writing = true;
         self.inflight_blocks = blocks;
-        self.inflight_w = self.w;
         self.next_seq += blocks;
         let len = u32::try_from(blocks * u64::from(META_BLOCK_BYTES)).unwrap_or(0);
         Some(JournalWrite {
@@ -178,12 +181,10 @@ impl Journal {
         })
     }
 
-    /// The write in flight is durable; its items are in `inflight` until [`Self::taken`]. Returns
-    /// the watermark it carried.
-    pub(crate) fn written(&mut self) -> Idx {
+    /// The write in flight is durable; its items are in `inflight`.
+    pub(crate) fn written(&mut self) {
         self.writing = false;
         self.durable += u64::try_from(self.inflight.len()).unwrap_or(0);
-        self.inflight_w
     }
 
     pub(crate) fn blocks_in_flight(&self) -> u64 {
@@ -193,5 +194,14 @@ impl Journal {
     fn block(&self, number: u64) -> BufSlice {
         let at = u32::try_from(number).unwrap_or(0) * META_BLOCK_BYTES;
         self.buf.slice(at, META_BLOCK_BYTES)
+    }
+}
+
+/// The watermark after an item: a sync epoch assigns it (C15), a flush only raises it.
+fn w_after(w: Idx, item: &Item) -> Idx {
+    match item {
+        Item::Se(record) => record.w,
+        Item::W(new) => w.max(*new),
+        _ => w,
     }
 }

@@ -364,17 +364,19 @@ fn take_over(
 ///   Of what follows the record only the slot is missing; `need` that is not dropped yet is a
 ///   superset. When the replica joined over a gap the window goes, as it would have: the dirty maps
 ///   it took over were in words and journal before the record.
-/// - SYNCSET without it, or TOLD: W stays and may lie anywhere, nothing is done. If the header still
-///   has the window of before, it is as if TOLD had not come, and the engine, which has no answer,
-///   tells again with a later epoch.
+/// - SYNCSET without it: W stays at or below upto, nothing is done.
+/// - TOLD: W is its start (C15), above all that was received before in this term. The window goes,
+///   as it would have: the engine sends what follows the start.
 ///
 /// TERMSTART has a higher term than the header: the window is emptied and this is not called.
 fn finish_sync_set(window: &mut Window, header: Header, facts: &Facts, data: &dyn Buffers) {
     let next = window.header.upto.next();
-    if header.se == facts.se || !facts.is_complete() || facts.w < next {
+    if header.se == facts.se || facts.w < next {
         return;
     }
-    if facts.w == next && window.slot(next).is_none() && window.fits(next) {
+    if !facts.is_complete() {
+        window.reset(facts.w, facts.se, data);
+    } else if facts.w == next && window.slot(next).is_none() && window.fits(next) {
         window.put_marker(next, SlotOp::SyncSet, data);
     } else if header.tainted && !facts.tainted {
         window.reset(facts.w, facts.se, data);

@@ -165,7 +165,7 @@ fn a_sync_set_waits_marks_who_leaves_and_holds_back_what_follows() {
 }
 
 #[test]
-fn a_told_replica_keeps_its_log_as_need_and_leaves_its_watermark_until_it_joins() {
+fn a_told_replica_keeps_its_log_as_need_and_its_watermark_stays_at_the_start_until_it_joins() {
     let mut world = World::new();
     world.write(1, range(1024, 1), 1);
     world.flush(2);
@@ -187,7 +187,7 @@ fn a_told_replica_keeps_its_log_as_need_and_leaves_its_watermark_until_it_joins(
     assert_eq!(world.store.map(MapName::Need), &chunks(1, u64::MAX));
     assert_eq!(
         (world.store.upto(), world.store.facts().w),
-        (Idx(20), Idx(2))
+        (Idx(20), Idx(20))
     );
     world.write(21, range(0, 1), 2);
     world.flush(22);
@@ -197,7 +197,7 @@ fn a_told_replica_keeps_its_log_as_need_and_leaves_its_watermark_until_it_joins(
             .take_events()
             .contains(&StoreEvent::Flushed { idx: Idx(22) })
     );
-    assert_eq!(world.store.facts().w, Idx(2));
+    assert_eq!(world.store.facts().w, Idx(20));
     let own = chunks(1, u64::MAX);
     world
         .store
@@ -234,6 +234,68 @@ fn a_told_replica_keeps_its_log_as_need_and_leaves_its_watermark_until_it_joins(
             .window_records(Idx(0))
             .all(|r| r.status == SlotStatus::Accepted)
     );
+}
+
+/// C15: this replica alone had received and flushed up to 30 when a new term started at 10 without
+/// it. Were its old watermark kept, it would claim entries of the new term that it never saw, and a
+/// lossy recovery, which takes the longest watermark, would make it the base.
+#[test]
+fn a_watermark_of_an_older_term_claims_nothing_once_the_member_was_told_and_joined() {
+    let mut world = World::new();
+    for idx in 1..=29 {
+        world.write(idx, range(idx % 8, 1), idx);
+        world.run();
+        world.store.set_tidx(Idx(idx));
+    }
+    world.flush(30);
+    world.run();
+    assert_eq!(world.store.facts().w, Idx(30));
+    let told = Told {
+        se: SyncEpoch {
+            term: Term(1),
+            n: 1,
+        },
+        iss: MemberSet::first(3).without(member(0)),
+        trk: MemberSet::first(3),
+        start: Idx(10),
+    };
+    world
+        .store
+        .told(Token(1), told, &mut world.buffers, &mut world.out)
+        .unwrap();
+    world.run();
+    assert_eq!(world.store.facts().w, Idx(10));
+    let join = SyncSet {
+        idx: Idx(11),
+        se: SyncEpoch {
+            term: Term(1),
+            n: 2,
+        },
+        iss: MemberSet::first(3),
+        trk: MemberSet::first(3),
+        join: Some(Join {
+            limbo: ChunkMap::new(),
+            dirty: no_maps(),
+        }),
+    };
+    world
+        .store
+        .sync_set(Token(2), join, &mut world.buffers, &mut world.out)
+        .unwrap();
+    world.run();
+    assert_eq!(world.store.facts().w, Idx(11));
+    let disk = world.disk.after_power_loss(&[], &[]);
+    let next = open(disk, &TestWords::new(), id(9)).unwrap();
+    assert!(next.store.facts().tainted && next.store.facts().is_complete());
+    assert_eq!(
+        (next.store.facts().w, next.store.upto()),
+        (Idx(11), Idx(11)),
+        "after the replay too"
+    );
+    world.flush(12);
+    world.run();
+    assert_eq!(world.store.facts().w, Idx(12));
+    assert_eq!(world.restart().store.facts().w, Idx(12));
 }
 
 #[test]
