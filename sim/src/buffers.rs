@@ -47,6 +47,11 @@ impl SimBuffers {
         self.used
     }
 
+    /// Bytes that may be in use.
+    pub fn budget(&self) -> u64 {
+        self.budget
+    }
+
     /// Most bytes ever used.
     pub fn peak(&self) -> u64 {
         self.peak

@@ -12,6 +12,7 @@ use crate::supervisor::{Supervisor, Undo};
 use crate::workload::Workload;
 use crate::world::{MICROS, MILLIS, Nanos, SECONDS, World};
 use trilith_block::{Buffers, ConnId, Monotonic, StreamEvent, Want};
+use trilith_wire::Kind;
 
 /// What happens to a process.
 #[derive(Clone, Debug)]
@@ -96,6 +97,8 @@ pub struct Cluster {
     pub next_operation: u64,
     /// The healing phase.
     pub healing: crate::run::Healing,
+    /// What the checks of the state remember.
+    pub watcher: crate::check::state::Watcher,
 }
 
 impl Cluster {
@@ -336,6 +339,9 @@ impl Cluster {
                     Some((line, end)) => {
                         let at = self.world.now();
                         self.story.frame(at, host, line, &head);
+                        if head.get(3) == Some(&Kind::Promise.to_byte()) {
+                            self.check_promise(host, node);
+                        }
                         if let Some(c) = self.network.get(line) {
                             c.pipes[end].outgoing.push_back(Outgoing { head, payload });
                         }
@@ -359,6 +365,7 @@ impl Cluster {
                 let at = self.world.now();
                 self.story
                     .tell(at, || format!("replica {host} open: {opened:?}"));
+                self.check_opened(host, node);
                 self.tell_space(host, node);
             }
             Effect::EngineExit(_) | Effect::ReplicaExit(_) => *exits = Some(effect),
@@ -721,10 +728,12 @@ impl Cluster {
                 Event::Node(host, life, NodeEvent::Closed(line, 1 - end)),
             );
         }
+        let lost = self.hosts[host]
+            .disk
+            .as_mut()
+            .map(|disk| disk.power_loss(cut, &mut self.entropy));
+        self.note_lost(host, lost.unwrap_or_default());
         let state = &mut self.hosts[host];
-        if let Some(disk) = state.disk.as_mut() {
-            disk.power_loss(cut, &mut self.entropy);
-        }
         state.words.revive();
         state.words.lose();
         state.boot = self.supervisor.new_uuid();

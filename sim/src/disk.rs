@@ -131,7 +131,11 @@ struct Volatile {
     /// Number of the completion that brought it.
     completed: u64,
     value: Value,
+    label: Label,
 }
+
+/// Term and position of the entry that wrote; zeroes: of no entry.
+pub type Label = (u64, u64);
 
 #[derive(Clone, Debug, Default)]
 struct Page {
@@ -161,6 +165,7 @@ struct Flight {
     operation: Operation,
     /// Completions before this operation was submitted.
     submitted: u64,
+    label: Label,
 }
 
 /// One disk.
@@ -171,6 +176,8 @@ pub struct Disk {
     /// Operations of a process that is gone; true: it will land.
     orphans: BTreeMap<u64, bool>,
     completions: u64,
+    /// Of the operation that is being applied.
+    applied: Label,
     sector: usize,
     /// What goes wrong.
     pub faults: Faults,
@@ -222,6 +229,7 @@ impl Disk {
             flights: BTreeMap::new(),
             orphans: BTreeMap::new(),
             completions: 0,
+            applied: Label::default(),
             sector,
             faults: Faults::default(),
             written: 0,
@@ -236,9 +244,34 @@ impl Disk {
             Flight {
                 operation,
                 submitted: self.completions,
+                label: Label::default(),
             },
         );
         assert!(old.is_none(), "disk operation {id} is in flight twice");
+    }
+
+    /// Says which entry an operation in flight is of.
+    pub fn label(&mut self, id: u64, label: Label) {
+        if let Some(flight) = self.flights.get_mut(&id) {
+            flight.label = label;
+        }
+    }
+
+    /// True when operation `id` is in flight and changes a file.
+    pub fn changes(&self, id: u64, which: File) -> bool {
+        self.flights.get(&id).is_some_and(|f| match &f.operation {
+            Operation::Write { file, .. } | Operation::Zero { file, .. } => *file == which,
+            Operation::Read { .. } | Operation::Allocate { .. } | Operation::Flush { .. } => false,
+        })
+    }
+
+    /// Pages of the data file that are not on stable media, with what wrote them.
+    pub fn volatile_labels(&self) -> impl Iterator<Item = (u32, Label)> + '_ {
+        let image = &self.images[index(File::Data)];
+        image.loose.iter().flat_map(|page| {
+            let values = image.pages[*page as usize].volatile.iter();
+            values.map(|v| (*page, v.label))
+        })
     }
 
     /// Operations in flight.
@@ -279,6 +312,7 @@ impl Disk {
 
     fn apply(&mut self, flight: Flight, entropy: &mut Entropy) -> Done {
         let faults = self.faults;
+        self.applied = flight.label;
         match flight.operation {
             Operation::Read { file, offset, len } => {
                 if entropy.chance(faults.read_error, 65536) {
@@ -405,14 +439,18 @@ impl Disk {
     }
 
     fn put_volatile(&mut self, file: File, page: usize, value: Value) {
-        let completed = self.completions;
+        let (completed, label) = (self.completions, self.applied);
         let image = &mut self.images[index(file)];
         let slot = &mut image.pages[page];
         if !slot.loose {
             slot.loose = true;
             image.loose.push(page as u32);
         }
-        slot.volatile.push(Volatile { completed, value });
+        slot.volatile.push(Volatile {
+            completed,
+            value,
+            label,
+        });
     }
 
     /// What completed before completion number `before` becomes durable.
@@ -459,8 +497,9 @@ impl Disk {
         slot.durable = Some(Rc::new(bytes));
     }
 
-    /// The power is lost: everything in flight ends, volatile data survives in part.
-    pub fn power_loss(&mut self, cut: Cut, entropy: &mut Entropy) {
+    /// The power is lost: everything in flight ends, volatile data survives in part. Returns the
+    /// pages of the data file that had such data.
+    pub fn power_loss(&mut self, cut: Cut, entropy: &mut Entropy) -> Vec<u32> {
         for flight in std::mem::take(&mut self.flights).into_values() {
             self.completions += 1;
             match flight.operation {
@@ -494,6 +533,9 @@ impl Disk {
             }
         }
         self.orphans.clear();
+        let data = &self.images[index(File::Data)];
+        let volatile = |page: &&u32| !data.pages[**page as usize].volatile.is_empty();
+        let lost = data.loose.iter().filter(volatile).copied().collect();
         let sector = self.sector;
         for image in &mut self.images {
             for page in std::mem::take(&mut image.loose) {
@@ -516,6 +558,7 @@ impl Disk {
                 }
             }
         }
+        lost
     }
 
     /// The current bytes, as a read would find them now.

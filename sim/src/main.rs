@@ -128,6 +128,7 @@ struct Total {
     events: u64,
     span: u64,
     requests: [u64; 3],
+    compared: [u64; 2],
     activations: u64,
     losses: u64,
     crashes: u64,
@@ -144,6 +145,9 @@ impl Total {
         self.events += report.events;
         self.span += report.span;
         for (sum, count) in self.requests.iter_mut().zip(report.requests) {
+            *sum += count;
+        }
+        for (sum, count) in self.compared.iter_mut().zip(report.compared) {
             *sum += count;
         }
         self.activations += report.counts.activations;
@@ -210,6 +214,10 @@ fn many(arguments: &Arguments) -> ExitCode {
         total.activations,
         total.losses,
         total.seals
+    );
+    println!(
+        "{} comparisons of replicas, {} differing blocks known to",
+        total.compared[0], total.compared[1]
     );
     for (seed, why) in &total.failures {
         println!("seed {seed}: {why}\n  repeat: {}", repeat(*seed));

@@ -85,6 +85,8 @@ pub struct Report {
     pub counts: Counts,
     /// Requests asked for, answered well, answered with an error.
     pub requests: [u64; 3],
+    /// How often a replica was compared with a sound one, and blocks that were excused.
+    pub compared: [u64; 2],
     /// The phase that the run ended in.
     pub phase: Phase,
 }
@@ -122,6 +124,7 @@ pub fn run(config: Config, entropy: Entropy, detail: Detail) -> Report {
             cluster.workload.succeeded,
             cluster.workload.failed,
         ],
+        compared: [cluster.watcher.compared, cluster.watcher.excused],
         phase: cluster.healing.phase,
     }
 }
@@ -179,6 +182,7 @@ impl Cluster {
                 since: 0,
                 gone: Vec::new(),
             },
+            watcher: crate::check::state::Watcher::default(),
             entropy,
             config,
         };
@@ -213,6 +217,7 @@ impl Cluster {
                 return self.fail("nothing happens any more".to_string());
             };
             self.handle(event);
+            self.watch_state();
             if self.world.events() > EVENTS_MAX {
                 return self.fail(format!("{EVENTS_MAX} events and no rest"));
             }

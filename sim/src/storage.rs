@@ -224,12 +224,36 @@ impl Cluster {
             | Operation::Allocate { .. }
             | Operation::Flush { .. } => None,
         };
+        let change = match &operation {
+            Operation::Write {
+                file: File::Data,
+                offset,
+                bytes,
+                ..
+            } => Some((*offset, bytes.len() as u64)),
+            Operation::Zero {
+                file: File::Data,
+                offset,
+                len,
+                ..
+            } => Some((*offset, *len)),
+            Operation::Write { .. }
+            | Operation::Zero { .. }
+            | Operation::Read { .. }
+            | Operation::Allocate { .. }
+            | Operation::Flush { .. } => None,
+        };
+        if let Some((offset, len)) = change {
+            self.check_change(host, node, offset, len);
+        }
+        let label = change.and_then(|(offset, _)| Cluster::label_of(node, offset));
         let is_read = matches!(operation, Operation::Read { .. });
         let flush = matches!(operation, Operation::Flush { .. });
         let Some(disk) = self.hosts[host].disk.as_mut() else {
             return;
         };
         disk.submit(number, operation);
+        disk.label(number, label.unwrap_or_default());
         let slow = disk.faults.slow.max(1);
         let base = self.config.disk_delay;
         let mut delay = self.entropy.range(base / 4, base * 2) * slow;

@@ -86,6 +86,11 @@ pub enum Undo {
 }
 
 impl Supervisor {
+    /// Durable facts of each replica as last seen.
+    pub fn seen_facts(&self) -> impl Iterator<Item = (Host, &trilith_replica::store::Facts)> {
+        self.seen.iter().map(|(host, facts)| (*host, facts))
+    }
+
     /// A supervisor that has started nothing.
     pub fn new(mut entropy: Entropy, active: Host) -> Supervisor {
         let volume = Uuid(bytes16(entropy.any()));
@@ -292,7 +297,7 @@ impl Cluster {
         }
     }
 
-    /// I2, I16, I17: what a replica has made durable never goes back, not even over a power loss.
+    /// I2, I12, I16, I17: what a replica has made durable never goes back, not even over a power loss.
     fn watch_replica(&mut self, host: Host, node: &mut Node) {
         let Some(replica) = node.replica() else {
             return;
@@ -308,7 +313,11 @@ impl Cluster {
                 ("I2: attach epoch", before.attach_epoch > facts.attach_epoch),
                 ("I2: sync epoch", before.se > facts.se),
                 ("I17: loss epoch", before.loss > facts.loss),
-                ("I12: watermark", before.w > facts.w),
+                // C15: it speaks of positions of one term.
+                (
+                    "I12: watermark",
+                    before.se.term == facts.se.term && before.w > facts.w,
+                ),
                 (
                     "I2: vote",
                     before.term == facts.term
@@ -323,7 +332,11 @@ impl Cluster {
         });
         let majority = self.config.majority();
         let small = facts.se.n > 0 && facts.iss.count() < majority;
-        self.supervisor.seen.insert(host, facts);
+        let before = self.supervisor.seen.insert(host, facts);
+        let told = !facts.is_complete() && before.is_some_and(|b| b.is_complete());
+        if told {
+            self.check_told(host, &facts);
+        }
         if let Some(why) = broken {
             self.fail(why);
         } else if small {
@@ -360,6 +373,7 @@ impl Cluster {
                 None => {
                     self.supervisor.leaders.insert(term, uuid);
                     self.supervisor.counts.activations += 1;
+                    self.check_activation(status.counted);
                 }
             }
             if status.counted.count() < replicas / 2 + 1 {

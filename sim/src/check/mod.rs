@@ -1,6 +1,7 @@
 //! Is it still one disk? [`register`] decides whether what clients saw of one register has an
 //! order; [`volume`] cuts the histories of whole volumes into registers and knows about flushes and
-//! loss epochs.
+//! loss epochs; [`state`] looks at all replicas at once.
 
 pub mod register;
+pub mod state;
 pub mod volume;

@@ -100,6 +100,13 @@ pub enum What {
         /// What was covered.
         covered: Value,
     },
+    /// No flush covered it, but what was read in an earlier epoch gave way to something older.
+    WentBack {
+        /// What was read.
+        found: Value,
+        /// The newest that could have been found.
+        newest: Value,
+    },
 }
 
 /// Fills `bytes`, which go to `offset` of the volume, with the stamps of write `value`.
@@ -266,6 +273,11 @@ impl History {
             .collect()
     }
 
+    /// Blocks that something was asked of, rising.
+    pub fn touched_blocks(&self) -> impl Iterator<Item = u64> + '_ {
+        self.blocks.keys().copied()
+    }
+
     /// Values that a block may hold now on a replica that has everything that was answered before
     /// `at`. `None`: cannot be told (it was written in parts, or not in this epoch).
     pub fn acceptable(&self, block: u64, at: Instant) -> Option<Vec<Value>> {
@@ -387,6 +399,8 @@ impl History {
     fn check_register(&self, touches: &[Touch]) -> Result<(), (usize, What)> {
         // Values that the epoch may start with.
         let mut bases: BTreeSet<Value> = BTreeSet::from([0]);
+        // What may not be found any more is so because a flush covered something newer.
+        let mut flushed = false;
         for epoch in 0..=self.epoch {
             let here: Vec<Touch> = touches
                 .iter()
@@ -396,12 +410,13 @@ impl History {
             let operations: Vec<Operation> =
                 here.iter().filter_map(|t| self.operation(*t)).collect();
             let base = self
-                .base(epoch, &bases, &operations, touches)
+                .base((epoch, flushed), &bases, &operations, touches)
                 .map_err(|w| (epoch, w))?;
             match base {
                 Some(value) => {
                     register::check(value, &operations).map_err(|v| (epoch, What::Order(v)))?;
                     bases = BTreeSet::from([value]);
+                    flushed = false;
                 }
                 None => {
                     // No value of an earlier epoch was seen, zeroes perhaps: any base that gives an
@@ -416,7 +431,9 @@ impl History {
                 }
             }
             if epoch < self.epoch {
-                bases = self.survivors(epoch, &bases, &operations);
+                let floor;
+                (bases, floor) = self.survivors(epoch, &bases, &operations);
+                flushed |= floor;
             }
         }
         Ok(())
@@ -425,7 +442,7 @@ impl History {
     /// The value of an earlier epoch that was read in this one, if any.
     fn base(
         &self,
-        epoch: usize,
+        (epoch, flushed): (usize, bool),
         bases: &BTreeSet<Value>,
         operations: &[Operation],
         touches: &[Touch],
@@ -472,20 +489,25 @@ impl History {
                 };
                 return Err(What::Order(violation));
             }
-            let covered = bases.iter().next_back().copied().unwrap_or(0);
-            return Err(What::FlushLost { found, covered });
+            let newest = bases.iter().next_back().copied().unwrap_or(0);
+            return Err(if flushed {
+                let covered = newest;
+                What::FlushLost { found, covered }
+            } else {
+                What::WentBack { found, newest }
+            });
         }
         Ok(base)
     }
 
     /// Values that may be there after a loss at the end of `epoch`: everything that is not
-    /// certainly older than something that a flush covered.
+    /// certainly older than something that a flush covered; and whether there is such a thing.
     fn survivors(
         &self,
         epoch: usize,
         bases: &BTreeSet<Value>,
         operations: &[Operation],
-    ) -> BTreeSet<Value> {
+    ) -> (BTreeSet<Value>, bool) {
         // A write that was read counts as done when the read was answered.
         let done_at = |write: &Operation| {
             operations
@@ -528,7 +550,7 @@ impl History {
         if floor == 0 {
             kept.extend(bases);
         }
-        kept
+        (kept, floor > 0)
     }
 }
 

@@ -94,6 +94,25 @@ fn a_flushed_value_may_not_be_lost_even_over_two_losses() {
 }
 
 #[test]
+fn what_was_read_after_a_loss_does_not_go_back_at_the_next_one_and_no_flush_is_blamed() {
+    let mut client = Client::new();
+    let old = client.write(0, 4096);
+    let new = client.write(0, 4096);
+    client.history.lose();
+    client.read(0, 4096, new);
+    client.history.lose();
+    client.read(0, 4096, old);
+    let fault = client.history.check().unwrap_err();
+    assert_eq!(
+        fault.what,
+        What::WentBack {
+            found: old,
+            newest: new
+        }
+    );
+}
+
+#[test]
 fn a_write_without_an_answer_that_was_read_and_flushed_stays() {
     let mut client = Client::new();
     let old = client.write(0, 4096);
