@@ -366,7 +366,7 @@ impl Engine {
             if peer.standing == Standing::InSync && !peer.fed {
                 peer.cursor = start.next();
                 peer.fed = true;
-                self.absent[member.index()].clear();
+                self.feed_in_full(member, cx);
                 self.count_member(member, 0, start, cx);
             }
         }

@@ -5,7 +5,7 @@ use crate::session::block_crcs;
 use crate::spans::Spans;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use trilith_block::{BlockRange, BufSlice, Idx, MemberId, MemberSet, Monotonic};
+use trilith_block::{BlockRange, BufSlice, ChunkMap, Idx, MemberId, MemberSet, Monotonic};
 use trilith_wire::message::further_positions;
 use trilith_wire::{Append, EntryOp, EntryStatus, Message};
 
@@ -96,6 +96,18 @@ impl StreamState {
 
     pub(crate) fn tidx(&self) -> Idx {
         Idx(self.base.0.saturating_sub(1))
+    }
+
+    /// From now on all entries go to a member in full; where they were to be headers only.
+    pub(crate) fn skip_no_more(&mut self, member: MemberId) -> ChunkMap {
+        let mut marked = ChunkMap::new();
+        for entry in &mut self.entries {
+            if entry.skip.contains(member) {
+                entry.skip = entry.skip.without(member);
+                marked.add_range(entry.range);
+            }
+        }
+        marked
     }
 
     pub(crate) fn len(&self) -> u64 {

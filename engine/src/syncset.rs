@@ -493,7 +493,7 @@ impl Engine {
         if self.peers[member.index()].standing == Standing::InSync {
             if !self.sync.counted.contains(member) && state.is_complete() {
                 // It holds the term start (or its join), which came after all repairs.
-                self.absent[member.index()].clear();
+                self.feed_in_full(member, cx);
                 self.count_member(member, state.se.n.min(self.sync.n), upto, cx);
             } else if self.opened {
                 self.control(member, Message::Opened { term: self.term }, cx);
@@ -502,6 +502,14 @@ impl Engine {
         }
         self.flush_again(member, cx);
         self.pump(member, cx);
+    }
+
+    /// A member counts that the term was opened without: what was issued meanwhile took it for one
+    /// that lacks those blocks and would be sent as a header only (C19).
+    pub(crate) fn feed_in_full(&mut self, member: MemberId, cx: &mut Cx<'_>) {
+        self.absent[member.index()].clear();
+        let marked = self.stream.skip_no_more(member);
+        self.send_clear(member, &marked, cx);
     }
 
     /// A FLUSH is accepted before it is done. One that was accepted and not answered when the
@@ -514,7 +522,8 @@ impl Engine {
             let flush = Message::Flush {
                 term: self.term,
                 idx,
-                tidx: self.stream.tidx(),
+                // Not the present one: it must not overtake a SYNCSET that is sent after this (C18).
+                tidx: Idx(0),
                 sent_at: cx.now.0,
             };
             self.send(member, &flush, None, cx);

@@ -191,6 +191,10 @@ pub struct Config {
     pub nbd: bool,
     /// Requests go through this many 4 KiB-blocks at most in one request.
     pub transfer_blocks_max: u64,
+    /// What clients ask for before they draw anything.
+    pub script: Vec<crate::workload::Wish>,
+    /// What goes wrong after that many events.
+    pub struck: Vec<(u64, Fault)>,
 }
 
 /// Number of engine hosts; they come after the replicas' hosts.
@@ -282,6 +286,8 @@ impl Config {
             grants: entropy.chance(1, 4),
             nbd: entropy.chance(1, 4),
             transfer_blocks_max: entropy.pick(&[4, 16, 64, 256]),
+            script: Vec::new(),
+            struck: Vec::new(),
         };
         if config.nbd {
             config.mix.weights[5] = 0; // Simple replies have no block status.

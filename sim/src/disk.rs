@@ -6,7 +6,8 @@
 //! - a write with `dsync` is durable when it completes; nothing else is implied for other writes;
 //! - after a power loss each sector (512 or 4096 bytes) of a page that is not durable holds its
 //!   durable value, any volatile value, or one of a write in flight, independent of its neighbours;
-//! - a write in flight when the process dies lands or not, and a new process waits for it (K1).
+//! - a write in flight when the process dies lands or not, and a new process waits for it (K1); a
+//!   flush in flight then does not fail unheard.
 //!
 //! Errors are injected by [`Faults`]. After a failed flush an arbitrary part of the volatile data
 //! is gone and the next flush succeeds, as on Linux.
@@ -298,19 +299,22 @@ impl Disk {
         }
     }
 
-    /// An operation reaches its end. `None`: its process is gone, or the power was lost.
-    pub fn complete(&mut self, id: u64, entropy: &mut Entropy) -> Option<Done> {
+    /// An operation reaches its end. `None`: its process is gone, or the power was lost. `deaf`: the
+    /// process dies before it can note anything.
+    pub fn complete(&mut self, id: u64, deaf: bool, entropy: &mut Entropy) -> Option<Done> {
         let flight = self.flights.remove(&id)?;
         if let Some(lands) = self.orphans.remove(&id) {
             if lands {
-                self.apply(flight, entropy);
+                self.apply(flight, false, entropy);
             }
             return None;
         }
-        Some(self.apply(flight, entropy))
+        Some(self.apply(flight, !deaf, entropy))
     }
 
-    fn apply(&mut self, flight: Flight, entropy: &mut Entropy) -> Done {
+    /// `heard`: someone learns how it ended. A flush that fails unheard would take data away that
+    /// nobody knows of; that is outside the model.
+    fn apply(&mut self, flight: Flight, heard: bool, entropy: &mut Entropy) -> Done {
         let faults = self.faults;
         self.applied = flight.label;
         match flight.operation {
@@ -385,7 +389,7 @@ impl Disk {
                 Done::Ok(Vec::new())
             }
             Operation::Flush { file } => {
-                if entropy.chance(faults.flush_error, 65536) {
+                if entropy.chance(faults.flush_error, 65536) && heard {
                     self.lose_some(file, entropy);
                     return Done::Error;
                 }

@@ -24,7 +24,7 @@ fn first_bytes(disk: &Disk, page: u64) -> Vec<u8> {
 
 fn run(disk: &mut Disk, id: u64, operation: Operation, entropy: &mut Entropy) -> Option<Done> {
     disk.submit(id, operation);
-    disk.complete(id, entropy)
+    disk.complete(id, false, entropy)
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn a_flush_covers_what_completed_before_it_was_submitted_and_nothing_later() {
     disk.submit(2, Operation::Flush { file: File::Data });
     run(&mut disk, 3, write(0, 2, 1, false), &mut entropy);
     run(&mut disk, 4, write(1, 3, 1, false), &mut entropy);
-    disk.complete(2, &mut entropy);
+    disk.complete(2, false, &mut entropy);
     assert_eq!(first_bytes(&disk, 0), [2; 8], "reads see the newest value");
     disk.power_loss(Cut::LoseAll, &mut entropy);
     assert_eq!(first_bytes(&disk, 0), [1; 8]);
@@ -95,7 +95,7 @@ fn writes_of_a_dead_process_land_or_not_and_are_waited_for() {
         disk.submit(1, write(0, 7, 1, false));
         disk.orphan(&mut entropy);
         assert!(disk.draining());
-        assert_eq!(disk.complete(1, &mut entropy), None);
+        assert_eq!(disk.complete(1, false, &mut entropy), None);
         assert!(!disk.draining());
         landed += u32::from(first_bytes(&disk, 0)[0] == 7);
     }

@@ -31,6 +31,7 @@ pub mod network;
 pub mod process;
 pub mod run;
 pub mod shrink;
+pub mod small;
 pub mod storage;
 pub mod story;
 pub mod supervisor;

@@ -1,6 +1,7 @@
-//! `sim --seeds N [--from S] [--jobs J] [--failures F]` runs seeds; `--seed S [--trace] [--shrink]`
-//! tells the story of one, made as short as it goes. Exit code 1: a seed failed (or, where panics
-//! abort, a signal after the command that repeats the run).
+//! `sim --seeds N [--from S] [--jobs J] [--failures F] [--seconds T]` runs seeds; `--seed S
+//! [--trace] [--shrink]` tells the story of one, made as short as it goes; `--small N [--seed ORDER]`
+//! tries every N-th world of the small search. Exit code 1: a seed failed (or, where panics abort, a
+//! signal after the command that repeats the run).
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -12,6 +13,7 @@ use sim::config::Config;
 use sim::entropy::Entropy;
 use sim::run::{Report, run, run_seed};
 use sim::shrink::shrink;
+use sim::small::Search;
 use sim::story::Detail;
 use std::cell::Cell;
 use std::process::ExitCode;
@@ -37,6 +39,10 @@ struct Arguments {
     shrink: bool,
     jobs: u64,
     failures_max: usize,
+    /// Worlds of the small search are tried, each so many-th; 0: random runs.
+    small: u64,
+    /// No seed is begun after this many seconds; 0: no limit.
+    seconds: u64,
 }
 
 fn arguments() -> Result<Arguments, String> {
@@ -48,6 +54,8 @@ fn arguments() -> Result<Arguments, String> {
         shrink: false,
         jobs: 1,
         failures_max: 20,
+        small: 0,
+        seconds: 0,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -61,6 +69,8 @@ fn arguments() -> Result<Arguments, String> {
             "--seed" => parsed.seed = Some(number()?),
             "--jobs" => parsed.jobs = number()?.clamp(1, 64),
             "--failures" => parsed.failures_max = usize::try_from(number()?).unwrap_or(usize::MAX),
+            "--small" => parsed.small = number()?.max(1),
+            "--seconds" => parsed.seconds = number()?,
             "--trace" => parsed.trace = true,
             "--shrink" => parsed.shrink = true,
             _ => return Err(format!("unknown argument {word}")),
@@ -88,8 +98,8 @@ fn main() -> ExitCode {
         }
     }));
     match arguments.seed {
-        Some(seed) => one(seed, &arguments),
-        None => many(&arguments),
+        Some(seed) if arguments.small == 0 => one(seed, &arguments),
+        Some(_) | None => many(&arguments),
     }
 }
 
@@ -168,7 +178,18 @@ impl Total {
 fn many(arguments: &Arguments) -> ExitCode {
     let begun = Instant::now();
     let next = AtomicU64::new(arguments.from);
-    let end = arguments.from + arguments.seeds;
+    let mut end = arguments.from + arguments.seeds;
+    let search = (arguments.small > 0).then(|| Search::new(arguments.seed.unwrap_or(0)));
+    if let Some(search) = &search {
+        end = end.min(search.worlds() / arguments.small);
+        println!(
+            "{} places of a fault, {} worlds, every {}th from {}",
+            search.places(),
+            search.worlds(),
+            arguments.small,
+            arguments.from
+        );
+    }
     let total = Mutex::new(Total::default());
     std::thread::scope(|scope| {
         for _ in 0..arguments.jobs {
@@ -178,11 +199,16 @@ fn many(arguments: &Arguments) -> ExitCode {
                     let full = total
                         .lock()
                         .is_ok_and(|t| t.failures.len() >= arguments.failures_max);
-                    if seed >= end || full {
+                    let late =
+                        arguments.seconds > 0 && begun.elapsed().as_secs() >= arguments.seconds;
+                    if seed >= end || full || late {
                         return;
                     }
                     SEED.set(Some(seed));
-                    let report = run_seed(seed, Detail::Off);
+                    let report = match &search {
+                        Some(search) => search.run(seed * arguments.small, Detail::Off),
+                        None => run_seed(seed, Detail::Off),
+                    };
                     if let Ok(mut total) = total.lock() {
                         total.add(seed, report);
                     }
@@ -222,10 +248,10 @@ fn many(arguments: &Arguments) -> ExitCode {
     for (seed, why) in &total.failures {
         println!("seed {seed}: {why}\n  repeat: {}", repeat(*seed));
     }
-    if total.seeds < arguments.seeds {
+    if arguments.small == 0 && total.seeds < arguments.seeds {
         println!(
-            "stopped after {} failures (--failures)",
-            total.failures.len()
+            "stopped after {} of {} seeds (--seconds, --failures)",
+            total.seeds, arguments.seeds
         );
     }
     if total.failures.is_empty() {

@@ -56,6 +56,8 @@ pub enum Phase {
 pub struct Healing {
     /// How far it is.
     pub phase: Phase,
+    /// Events before the faults ended.
+    safe_events: u64,
     since: Nanos,
     /// Deaths of replicas for good.
     gone: Vec<Host>,
@@ -85,6 +87,8 @@ pub struct Report {
     pub counts: Counts,
     /// Requests asked for, answered well, answered with an error.
     pub requests: [u64; 3],
+    /// Events before the faults ended.
+    pub safe_events: u64,
     /// How often a replica was compared with a sound one, and blocks that were excused.
     pub compared: [u64; 2],
     /// The phase that the run ended in.
@@ -124,6 +128,7 @@ pub fn run(config: Config, entropy: Entropy, detail: Detail) -> Report {
             cluster.workload.succeeded,
             cluster.workload.failed,
         ],
+        safe_events: cluster.healing.safe_events,
         compared: [cluster.watcher.compared, cluster.watcher.excused],
         phase: cluster.healing.phase,
     }
@@ -179,6 +184,7 @@ impl Cluster {
             next_operation: 1,
             healing: Healing {
                 phase: Phase::Safety,
+                safe_events: 0,
                 since: 0,
                 gone: Vec::new(),
             },
@@ -218,6 +224,7 @@ impl Cluster {
             };
             self.handle(event);
             self.watch_state();
+            self.strike_counted();
             if self.world.events() > EVENTS_MAX {
                 return self.fail(format!("{EVENTS_MAX} events and no rest"));
             }
@@ -266,6 +273,7 @@ impl Cluster {
             return;
         }
         let now = self.world.now();
+        self.healing.safe_events = self.world.events();
         self.story.tell(now, || "healing begins".to_string());
         self.enter(Phase::Active);
         self.workload.quiet = true;

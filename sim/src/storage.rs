@@ -100,7 +100,7 @@ pub fn format(disk: &mut Disk, params: &FormatParams, entropy: &mut crate::entro
         for (tag, op) in ops {
             number += 1;
             disk.submit(number, operation(&op, &arena));
-            let done = disk.complete(number, entropy).expect("nobody died");
+            let done = disk.complete(number, false, entropy).expect("nobody died");
             if let (Done::Ok(bytes), DiskOp::Read { buf, .. }) = (&done, &op) {
                 arena.bytes_mut(*buf).copy_from_slice(bytes);
             }
@@ -277,6 +277,7 @@ impl Cluster {
 
     /// A disk operation ends, whoever asked for it.
     pub fn disk_ends(&mut self, host: Host, number: u64) {
+        let deaf = self.hosts[host].words.is_dying();
         let Some(disk) = self.hosts[host].disk.as_mut() else {
             return;
         };
@@ -284,7 +285,7 @@ impl Cluster {
             self.world.after(5 * MILLIS, Event::Disk(host, number));
             return;
         }
-        let Some(done) = disk.complete(number, &mut self.entropy) else {
+        let Some(done) = disk.complete(number, deaf, &mut self.entropy) else {
             return;
         };
         let Some(node) = self.hosts[host].node.as_mut() else {

@@ -482,9 +482,23 @@ impl Cluster {
 
     /// A fault of the plan strikes.
     pub fn strike(&mut self, index: usize) {
-        let Some((_, fault)) = self.config.plan.get(index).cloned() else {
-            return;
-        };
+        if let Some((_, fault)) = self.config.plan.get(index).cloned() {
+            self.strike_with(index, fault);
+        }
+    }
+
+    /// Faults that strike at a number of events.
+    pub fn strike_counted(&mut self) {
+        let events = self.world.events();
+        for index in 0..self.config.struck.len() {
+            if self.config.struck[index].0 == events {
+                let fault = self.config.struck[index].1.clone();
+                self.strike_with(index, fault);
+            }
+        }
+    }
+
+    fn strike_with(&mut self, index: usize, fault: Fault) {
         let now = self.world.now();
         if self.healing.begun() {
             return;

@@ -28,6 +28,11 @@ impl SimWords {
         self.stores_left.set(Some(stores));
     }
 
+    /// The process is about to die between two stores.
+    pub fn is_dying(&self) -> bool {
+        self.stores_left.get().is_some()
+    }
+
     /// A new process has the memory.
     pub fn revive(&self) {
         self.stores_left.set(None);

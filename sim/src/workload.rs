@@ -87,7 +87,7 @@ impl Workload {
             succeeded: 0,
             failed: 0,
             places,
-            duty: VecDeque::new(),
+            duty: config.script.iter().copied().collect(),
             strict: false,
             quiet: false,
             restarts: 0,

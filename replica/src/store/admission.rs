@@ -32,14 +32,14 @@ impl Store {
     ) -> Result<Admission, StoreError> {
         self.check_open()?;
         self.check_change(entry.range, entry.change)?;
-        if !self.window.fits(entry.idx) {
+        if !self.fits(entry.idx) {
             return Err(StoreError::WindowFull);
         }
         if self.is_accepted(entry.idx) {
             return Ok(Admission::Duplicate);
         }
         if self.must_queue(true) {
-            if self.queue.len() >= 2 * self.running.slots.len() {
+            if self.queue.len() >= 4 * self.running.slots.len() {
                 return Err(StoreError::WindowFull);
             }
             retain(entry.change, data);
@@ -98,7 +98,7 @@ impl Store {
         out: &mut StoreOut,
     ) -> Result<Admission, StoreError> {
         self.check_open()?;
-        if !self.window.fits(idx) {
+        if !self.fits(idx) {
             return Err(StoreError::WindowFull);
         }
         if self.is_accepted(idx) {
@@ -106,7 +106,7 @@ impl Store {
             self.pump(data, out);
             return Ok(Admission::Duplicate);
         }
-        if self.queue.len() >= 2 * self.running.slots.len() {
+        if self.queue.len() >= 4 * self.running.slots.len() {
             return Err(StoreError::WindowFull);
         }
         if self.must_queue(true) {

@@ -41,6 +41,8 @@ pub(crate) enum Queued {
     Flush(Idx),
     Repair(Token, BlockRange, Change),
     DirtyClear(MemberId, ChunkMap),
+    /// The window is cut.
+    Cut(Idx),
     Barrier(Kind),
 }
 
@@ -49,7 +51,7 @@ impl Queued {
         match self {
             Queued::Entry(entry) => release(entry.change, data),
             Queued::Repair(_, _, change) => release(change, data),
-            Queued::Flush(_) | Queued::DirtyClear(..) | Queued::Barrier(_) => (),
+            Queued::Flush(_) | Queued::DirtyClear(..) | Queued::Cut(_) | Queued::Barrier(_) => (),
         }
     }
 }
@@ -68,7 +70,7 @@ impl Store {
         out: &mut StoreOut,
     ) -> Result<Admission, StoreError> {
         self.check_calls()?;
-        if !self.window.fits(set.idx) && !self.joins_anew(&set) {
+        if !self.fits(set.idx) && !self.joins_anew(&set) {
             return Err(StoreError::WindowFull);
         }
         if self.is_accepted(set.idx) {
@@ -239,7 +241,10 @@ impl Store {
     /// The turn of the next call. False when there is none.
     fn next_queued(&mut self, data: &mut dyn Buffers, out: &mut StoreOut) -> bool {
         match self.queue.pop_front() {
-            None => return false,
+            None => {
+                self.later_tidx = Idx(0);
+                return false;
+            }
             Some(Queued::Entry(entry)) => self.start_entry(entry, data, out),
             Some(Queued::Flush(idx)) => self.start_flush_entry(idx, data, out),
             Some(Queued::Repair(token, range, change)) => {
@@ -247,6 +252,7 @@ impl Store {
                 self.start_change(owner, range, change, MemberSet::EMPTY, data, out);
             }
             Some(Queued::DirtyClear(member, chunks)) => self.clear_dirty(member, &chunks),
+            Some(Queued::Cut(tidx)) => self.window.set_tidx(tidx),
             Some(Queued::Barrier(kind)) => self.barrier = Some(Barrier::Waiting(kind)),
         }
         true

@@ -457,6 +457,7 @@ fn build(
         running: Running::new(geometry.window_slots),
         overlap: Overlap::new(),
         queue: VecDeque::new(),
+        later_tidx: Idx(0),
         barrier: None,
         stamp: 1,
         flushed: 0,

@@ -106,6 +106,8 @@ pub struct Store {
     pub(crate) running: Running,
     pub(crate) overlap: Overlap,
     pub(crate) queue: VecDeque<Queued>,
+    /// The highest [`Queued::Cut`] in the queue.
+    pub(crate) later_tidx: Idx,
     pub(crate) barrier: Option<Barrier>,
     /// Stamp that changes which complete now get; the flush started next covers it.
     pub(crate) stamp: u64,
@@ -220,7 +222,7 @@ impl Store {
     pub(crate) fn check_calls(&self) -> Result<(), StoreError> {
         self.check_open()?;
         let waiting = self.queue.len() + self.waiters.len() + self.drains.len();
-        if waiting < CALLS_MAX + usize::try_from(self.window.slots()).unwrap_or(0) {
+        if waiting < CALLS_MAX + 2 * usize::try_from(self.window.slots()).unwrap_or(0) {
             Ok(())
         } else {
             Err(StoreError::Busy)
@@ -337,9 +339,28 @@ impl Store {
     }
 
     /// Every entry up to `tidx` was accepted by all of trk: the window is cut there, though never
-    /// above what is accepted here.
+    /// above what is accepted here. In stream order: what waits behind a barrier may speak of the
+    /// smaller trk that a SYNCSET makes, and is heeded once that is durable (5.4, C18).
     pub fn set_tidx(&mut self, tidx: Idx) {
-        self.window.set_tidx(tidx);
+        if self.barrier.is_none() && self.queue.is_empty() {
+            self.window.set_tidx(tidx);
+        } else if self.tidx().max(self.later_tidx) < tidx {
+            self.later_tidx = tidx;
+            match self.queue.back_mut() {
+                Some(Queued::Cut(last)) => *last = tidx,
+                Some(_) | None => self.queue.push_back(Queued::Cut(tidx)),
+            }
+        }
+    }
+
+    /// True when the entry has its place in the window, by the time its turn comes.
+    pub(crate) fn fits(&self, idx: Idx) -> bool {
+        let cut = if self.queue.is_empty() {
+            self.tidx()
+        } else {
+            self.tidx().max(self.later_tidx)
+        };
+        idx.0 <= cut.0.saturating_add(u64::from(self.window.slots()))
     }
 
     /// The last lease granted (M14); stored at the next [`Store::settle`].
