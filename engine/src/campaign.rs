@@ -276,9 +276,10 @@ impl Engine {
                 self.start_survey(member, cx);
             }
             Campaign::Recover => {}
-            // A member of no first in-sync set enters by rebuild at once (R11).
+            // A member of no first in-sync set enters by rebuild at once (R11); one that had taken its
+            // promise back goes on where it was.
             Campaign::Idle { .. } | Campaign::Prevote { .. } if self.open => {
-                self.member_late(member, cx);
+                self.member_returned(member, state, cx);
             }
             Campaign::Idle { .. } | Campaign::Prevote { .. } => {}
         }

@@ -5,7 +5,7 @@ use crate::status::Role;
 use crate::{Mode, Status};
 use std::vec;
 use std::vec::Vec;
-use trilith_block::{ErrorKind, MemberSet, Monotonic};
+use trilith_block::{ErrorKind, MemberSet, Monotonic, Term};
 
 fn status(w: &World) -> Status {
     w.engine.status(Monotonic(w.now))
@@ -65,6 +65,27 @@ fn a_flush_that_was_accepted_and_not_answered_is_asked_for_again() {
     w.stop();
 }
 
+/// C19. Simulator seed 815076.
+#[test]
+fn a_member_that_started_the_term_but_did_not_count_is_sent_in_full_what_it_missed() {
+    let mut w = World::new(3);
+    w.wait_mode(Mode::Healthy);
+    write_some(&mut w, 3, 1);
+    // What is in the windows is limbo of the next term, and may be lacking at who is not counted.
+    let mut w = w.restart(|cfg| cfg.supersedes = super::world::ENGINE);
+    w.delay[0] = 20 * MS;
+    assert!(w.until(10_000, |w| w.fakes[0].se.term == Term(2)));
+    w.isolate(0);
+    w.wait_mode(Mode::Degraded);
+    write_some(&mut w, 3, 2);
+    w.heal(0);
+    w.wait_mode(Mode::Healthy);
+    w.run(500);
+    assert_eq!(status(&w).counters.demotions, 0);
+    assert_equal(&w);
+    w.stop();
+}
+
 #[test]
 fn a_lost_member_is_demoted_told_rebuilt_and_joins() {
     let mut w = World::new(3);
@@ -89,6 +110,34 @@ fn a_lost_member_is_demoted_told_rebuilt_and_joins() {
         assert!(fake.dirty.iter().all(|m| m.is_empty()), "{:?}", fake.dirty);
     }
     w.stop();
+}
+
+/// 8.5: whatever the phase, what the member lacks is in the dirty maps that the next engine finds.
+#[test]
+fn an_engine_that_takes_over_in_any_phase_of_a_rebuild_finishes_it() {
+    for phase in 0..24 {
+        let mut w = World::new(3);
+        w.wait_mode(Mode::Healthy);
+        write_some(&mut w, 4, 1);
+        w.isolate(2);
+        assert!(w.until(10_000, |w| status(w).counters.demotions == 1));
+        write_some(&mut w, 4, 2);
+        w.delay = [2 * MS; 7];
+        w.heal(2);
+        assert!(w.until(10_000, |w| status(w).members[2].promised));
+        w.run(3 * phase);
+        let mut w = w.restart(|cfg| cfg.supersedes = super::world::ENGINE);
+        w.isolate(0);
+        w.wait_mode(Mode::Degraded);
+        for at in 0..4 {
+            assert_eq!(w.bytes(at * 70_000, 5000), vec![2; 5000], "phase {phase}");
+        }
+        w.heal(0);
+        w.wait_mode(Mode::Healthy);
+        w.run(100);
+        assert_equal(&w);
+        w.stop();
+    }
 }
 
 #[test]

@@ -164,6 +164,81 @@ fn a_sync_set_waits_marks_who_leaves_and_holds_back_what_follows() {
     assert_eq!(taken, Ok(Admission::Duplicate));
 }
 
+/// C18: what follows a SYNCSET carries the tidx of the smaller trk, and is received while the SYNCSET
+/// still waits for the entries before it. Until it is durable the window lists what the member that
+/// leaves may lack; then the dirty map does.
+#[test]
+fn a_cut_that_follows_a_sync_set_waits_until_that_is_durable() {
+    let mut world = World::new();
+    world.write(1, range(0, 1), 1);
+    world.write(2, range(16, 1), 2);
+    world.run();
+    world.write(3, range(40, 1), 3);
+    let set = SyncSet {
+        idx: Idx(4),
+        se: SyncEpoch {
+            term: Term(0),
+            n: 1,
+        },
+        iss: MemberSet::first(2),
+        trk: MemberSet::first(2),
+        join: None,
+    };
+    world
+        .store
+        .sync_set(Token(1), set, &mut world.buffers, &mut world.out)
+        .unwrap();
+    world.store.set_tidx(Idx(2));
+    world.write(5, range(41, 1), 5);
+    world.store.set_tidx(Idx(3));
+    world.drain();
+    let mut steps = 0;
+    while !world.inflight.is_empty() {
+        world.settle();
+        let cut = world.store.tidx() != Idx(0);
+        assert_eq!(cut, world.store.facts().se.n == 1, "step {steps}");
+        world.complete(0);
+        steps += 1;
+    }
+    world.run();
+    assert_eq!(world.store.tidx(), Idx(3));
+    assert_eq!(world.store.upto(), Idx(5));
+    let lacking = world.store.map(MapName::Dirty(member(2)));
+    assert_eq!(lacking.mask(ExtentNo(0)), 0b111);
+}
+
+/// The engine counts with the cut that it has told: what fits by then is taken.
+#[test]
+fn an_entry_behind_a_sync_set_fits_when_the_cut_before_it_makes_room() {
+    let mut world = World::new();
+    let slots = u64::from(world.store.window_slots());
+    for idx in 1..slots {
+        world.write(idx, range(idx % 64, 1), idx);
+        world.run();
+    }
+    let set = SyncSet {
+        idx: Idx(slots),
+        se: SyncEpoch {
+            term: Term(0),
+            n: 1,
+        },
+        iss: MemberSet::first(2),
+        trk: MemberSet::first(2),
+        join: None,
+    };
+    world
+        .store
+        .sync_set(Token(1), set, &mut world.buffers, &mut world.out)
+        .unwrap();
+    world.store.set_tidx(Idx(3));
+    world.write(slots + 1, range(1, 1), 7);
+    world.write(slots + 3, range(3, 1), 7);
+    world.write(slots + 2, range(2, 1), 7);
+    world.run();
+    assert_eq!(world.store.upto(), Idx(slots + 3));
+    assert_eq!(world.store.tidx(), Idx(3));
+}
+
 #[test]
 fn a_told_replica_keeps_its_log_as_need_and_its_watermark_stays_at_the_start_until_it_joins() {
     let mut world = World::new();
