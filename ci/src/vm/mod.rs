@@ -84,6 +84,10 @@ pub(crate) fn run(command: &Command) -> Result<()> {
             keep,
             scenarios,
         } => {
+            // A wrong name is found before anything is fetched.
+            scenarios
+                .iter()
+                .try_for_each(|name| scenario::load(name).map(drop))?;
             let ready = prepare::ready()?;
             let jobs: Vec<_> = scenarios
                 .iter()
