@@ -54,6 +54,13 @@ pub(crate) const UBLK_RETRY: Duration = Duration::from_secs(5);
 /// Time that the ublk device of a volume which somebody else has taken over gets to go. Reached: the
 /// process leaves, and the device waits for the next server or `trilith ublk delete`.
 pub(crate) const UBLK_LEAVE_TIME_MAX: Duration = Duration::from_secs(10);
+/// How long an entry for a replica that a majority can do without may wait in the engine. Reached: it
+/// is sent, and who of the others has not answered is the next that waits.
+pub(crate) const HOLD_TIME_MAX: Duration = Duration::from_millis(5);
+/// Entries for such a replica that wait for nothing, after each completion.
+pub(crate) const HOLD_AFTER: u32 = 2;
+/// How long all entries are sent at once after such a miss.
+pub(crate) const HOLD_PAUSE: Duration = Duration::from_millis(100);
 /// Rounds in which machines settle within one turn. Reached: the next turn does not sleep.
 pub(crate) const SETTLE_ROUNDS_MAX: usize = 4;
 /// Time in which a stopping process must have sent its last bytes. Reached: it exits anyway.

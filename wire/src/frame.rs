@@ -108,6 +108,12 @@ pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
         .map_or(0, u64::from_le_bytes)
 }
 
+/// The type of the frame that starts with these bytes, which need not be checked. `None`: unknown, or
+/// too few bytes.
+pub fn kind_of(head: &[u8]) -> Option<Kind> {
+    head.get(3).and_then(|byte| Kind::from_byte(*byte))
+}
+
 impl Header {
     fn encode(&self, out: &mut [u8]) {
         out[0..2].copy_from_slice(&MAGIC.to_le_bytes());

@@ -27,7 +27,7 @@ pub mod message;
 pub mod records;
 pub mod state;
 
-pub use frame::{Decoder, Encoder, Header, WireError};
+pub use frame::{Decoder, Encoder, Header, WireError, kind_of};
 pub use message::{
     Append, EntryOp, EntryStatus, Hello, Kind, MapKind, Message, Prevote, Reason, Vote,
 };

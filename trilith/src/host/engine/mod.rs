@@ -4,6 +4,7 @@
 mod frontends;
 pub(crate) mod iscsi;
 mod keeper;
+mod lanes;
 mod order;
 mod report;
 pub(crate) mod ublk;

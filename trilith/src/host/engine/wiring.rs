@@ -2,6 +2,7 @@
 
 use super::frontends::Frontends;
 use super::keeper::{Keeper, Kept};
+use super::lanes::{Lanes, Verdict};
 use super::order::{Holders, Order};
 use super::ublk::Turn;
 use crate::admin::http::{Answer, Method, Request as HttpRequest, Status};
@@ -34,6 +35,11 @@ impl Members {
     /// Sets a member's address.
     pub(crate) fn set(&mut self, member: MemberId, address: Address) {
         self.addresses[member.index()] = Some(address);
+    }
+
+    /// Members whose agreement is enough.
+    fn majority(&self) -> usize {
+        self.addresses.iter().flatten().count() / 2 + 1
     }
 
     /// A member's address.
@@ -75,6 +81,9 @@ pub(crate) struct EngineHost {
     /// Requests of one frontend that wait for those of another.
     pub(super) order: Order,
     owners: BTreeMap<ConnId, Owner>,
+    lanes: Lanes,
+    /// Connections that are released: only for its memory.
+    released: Vec<ConnId>,
     engine_out: Outbox<Action>,
     /// There is something to settle again in this turn.
     unsettled: bool,
@@ -95,8 +104,11 @@ struct Ending {
 impl EngineHost {
     /// Wires the parts together.
     pub(crate) fn new(parts: Parts, now: Monotonic) -> EngineHost {
+        let lanes = Lanes::new(parts.members.majority());
         EngineHost {
             parts,
+            lanes,
+            released: Vec::new(),
             admin: AdminServer::default(),
             started: now,
             pending: VecDeque::new(),
@@ -206,7 +218,14 @@ impl EngineHost {
                 conn,
                 head,
                 payload,
-            } => io.send(conn, list.get(head), payload),
+            } => {
+                let head = list.get(head);
+                io.send(conn, head, payload);
+                match self.lanes.sent(io.now(), conn, head) {
+                    Verdict::Go => io.release(conn),
+                    Verdict::Hold => io.hold(conn),
+                }
+            }
             Action::Close { conn } => io.close(conn, false),
             Action::Complete(completion) => self.complete(io, completion),
             Action::ModeChanged(_) => {}
@@ -289,6 +308,7 @@ impl EngineHost {
     }
 
     fn complete(&mut self, io: &mut Io, completion: Completion) {
+        self.lanes.completed();
         if self.order.leave(completion.tag) {
             self.unsettled = true;
         }
@@ -546,6 +566,9 @@ impl Handler for EngineHost {
         };
         if event == StreamEvent::Closed {
             self.owners.remove(&conn);
+            self.lanes.closed(conn);
+        } else if owner == Owner::Replica {
+            self.lanes.heard(conn);
         }
         match owner {
             Owner::Replica => self.engine(io, Event::Stream(conn, event)),
@@ -572,6 +595,10 @@ impl Handler for EngineHost {
 
     fn settle(&mut self, io: &mut Io, now: Monotonic) {
         self.settle_machines(io, now);
+        self.lanes.due(now, &mut self.released);
+        for conn in self.released.drain(..) {
+            io.release(conn);
+        }
         self.keep_reservations();
         self.admin.settle(now, &mut self.slow);
         for conn in self.slow.drain(..) {
@@ -594,6 +621,7 @@ impl Handler for EngineHost {
             self.parts.engine.deadline(),
             self.parts.frontends.deadline(),
             self.admin.deadline(),
+            self.lanes.deadline(),
             self.ending.map(|ending| ending.until),
         ]
         .into_iter()
