@@ -198,7 +198,8 @@ impl IscsiTarget {
         }
         let mut state = Vec::new();
         self.disk.reservations.to_bytes(&mut state);
-        if state != self.kept {
+        // A state that could not be kept is not kept by asking for it again.
+        if state != self.kept || self.kept_lost {
             self.kept = state;
             self.kept_number += 1;
             self.tasks[t].keeping = Some(self.kept_number);

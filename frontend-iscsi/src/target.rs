@@ -52,6 +52,8 @@ pub struct IscsiTarget {
     pub(crate) kept_number: u64,
     /// Number of the last state that is kept.
     pub(crate) kept_done: u64,
+    /// The last state that was to be kept could not be.
+    pub(crate) kept_lost: bool,
     /// False once the volume is going away for good.
     pub(crate) serving: bool,
     shutdown_end: Option<Monotonic>,
@@ -104,6 +106,7 @@ impl IscsiTarget {
             kept: Vec::from(kept),
             kept_number: 0,
             kept_done: 0,
+            kept_lost: false,
             serving: true,
             shutdown_end: None,
             watch: None,
@@ -149,6 +152,7 @@ impl IscsiTarget {
     ) {
         self.now = now;
         self.kept_done = self.kept_done.max(number.min(self.kept_number));
+        self.kept_lost = !ok;
         self.finish_keeping(number, ok, data, out);
     }
 

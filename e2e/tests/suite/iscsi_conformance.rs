@@ -24,6 +24,8 @@ fn suite(cluster: &Cluster, environment: &[(&str, &str)]) -> Result<Child> {
         .arg(folder.join("run.sh"))
         .arg(cluster.iscsi_uri()?)
         .arg(cluster.dir().join("results"))
+        // A slow machine is no hanging target.
+        .env("ISCSI_TEST_SECONDS", "60")
         .envs(environment.iter().copied())
         .stdin(Stdio::null())
         .stdout(out.try_clone()?)

@@ -1,8 +1,10 @@
 //! Persistent reservations between two initiators, RESERVE 6, and keeping over a restart.
 
 use super::client::{Client, cdb10, world};
+use crate::config::ConfigProblem;
 use crate::fuzz::World;
 use crate::scsi::reserve::Reservations;
+use crate::target::IscsiTarget;
 use std::vec::Vec;
 
 const CONFLICT: u8 = 0x18;
@@ -205,7 +207,22 @@ fn what_is_to_be_kept_is_kept_before_the_answer() {
         .target
         .kept(now, number, false, &mut world.arena, &mut actions);
     assert_eq!(actions.list().len(), 2, "an error");
+    // The same again, which changes nothing, is not good before it is kept either.
+    let head = one.command(&[0x5f, 1, 1, 0, 0, 0, 0, 0, 24, 0], 0xa0, 24);
+    one.push(&mut world, head, &list);
+    let (again, _) = world.target.unkept().unwrap();
+    assert!(again > number);
+    world
+        .target
+        .kept(now, again, true, &mut world.arena, &mut actions);
     world.end();
+}
+
+#[test]
+fn a_target_does_not_start_with_a_state_that_it_does_not_understand() {
+    let refused = IscsiTarget::new(crate::fuzz::config(), b"reserved").err();
+    assert_eq!(refused, Some(ConfigProblem::Kept));
+    assert!(IscsiTarget::new(crate::fuzz::config(), &[]).is_ok());
 }
 
 #[test]
