@@ -310,8 +310,9 @@ impl Target {
 
     fn start_tgt(&mut self, store: &[&str], file: &str, log: &Path) -> Result<()> {
         let port = free_port()?;
-        // Its control socket is named after a number; that of the port is as free as the port.
-        let control = port.to_string();
+        // Its control socket is named after a number below 32768; ports that the kernel picks differ
+        // in what is left of them.
+        let control = (port % 32768).to_string();
         let mut command = Command::new("tgtd");
         let portal = format!("portal=127.0.0.1:{port}");
         command.args(["-f", "-C", &control, "--iscsi", &portal]);
