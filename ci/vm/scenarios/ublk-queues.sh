@@ -128,7 +128,7 @@ for round in 1 2 3; do
     fio --name=stop --filename=/dev/ublkb0 --direct=1 --ioengine=io_uring --bs=4k --iodepth=64 --rw=randrw \
         --size=64m --runtime=20 --time_based --allow_file_create=0 > /dev/null 2>&1 < /dev/null &
     load=$!
-    wait_for 20 under_load
+    wait_for 60 under_load
     stop_server
     wait $load || true
     start_server /tmp/stop-$round --file /dev/shm/disk

@@ -26,7 +26,7 @@ load() {
         --size=16m --verify=crc32c --verify_fatal=1 --runtime="$1" --time_based --allow_file_create=0 \
         > /tmp/load 2>&1 < /dev/null &
     LOAD=$!
-    wait_for 20 under_load
+    wait_for 60 under_load
 }
 
 # under_load: writes have been done since the device is there.
@@ -61,6 +61,7 @@ for pause in 0.5 0.02 0.1 0.05 0.3; do
     wait $SERVER || true
     launch /tmp/next
     sleep $pause
+    kill -0 $SERVER || fail "the server has ended by itself: $(cat /tmp/next)"
 done
 wait_for 40 grep -q '^live 0 recovered' /tmp/next
 wait $LOAD || fail "the load has failed: $(tail -5 /tmp/load)"
