@@ -20,8 +20,8 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::fmt;
 use trilith_block::{
-    Actions, BufId, BufSlice, Buffers, Bytes, ConnId, Idx, Machine, Monotonic, StreamEvent, Term,
-    Uuid, Words,
+    Actions, BufSlice, Buffers, Bytes, ConnId, Idx, Machine, Monotonic, StreamEvent, Term, Uuid,
+    Words,
 };
 use trilith_wire::{Encoder, EntryStatus, Message, Reason, ReplicaState, StateFlags};
 
@@ -151,10 +151,6 @@ pub struct Replica {
     pub(crate) timing: Timing,
     failed: bool,
     stop: Stop,
-    /// Buffers named by actions that the driver takes after this batch, and after the last one.
-    spent: Vec<BufId>,
-    spent_before: Vec<BufId>,
-    stepped_at: Monotonic,
 }
 
 /// How far the end of the process is.
@@ -193,9 +189,6 @@ impl Replica {
             timing: Timing::new(),
             failed: false,
             stop: Stop::No,
-            spent: Vec::new(),
-            spent_before: Vec::new(),
-            stepped_at: Monotonic(0),
         }
     }
 
@@ -265,9 +258,6 @@ impl Replica {
         payload: Option<BufSlice>,
         cx: &mut Context<'_>,
     ) {
-        if let Some(slice) = payload {
-            self.spend(slice.buf);
-        }
         if self
             .sessions
             .iter()
@@ -275,11 +265,8 @@ impl Replica {
         {
             send(&mut self.encoder, conn, message, payload, cx);
         }
-    }
-
-    /// Gives a buffer back once the driver has taken the actions that name it.
-    pub(crate) fn spend(&mut self, buf: BufId) {
-        self.spent.push(buf);
+        // The driver has an owner of its own from the action on.
+        crate::streams::release(payload, cx);
     }
 
     /// What this replica says of itself. The lease is the one that binds `engine`.
@@ -477,10 +464,11 @@ impl Replica {
         }
         self.end_streams();
         self.ballot = None;
-        let spent = &mut self.spent;
+        // The driver owns what its operations under way name.
+        let data = &mut *cx.data;
         self.calls.remove_if(|call| {
             if let What::Read { buf, .. } = call.what {
-                spent.push(buf.buf);
+                data.release(buf.buf);
             }
             true
         });
@@ -552,16 +540,7 @@ impl Replica {
             if let Some(store) = self.store.take() {
                 store.close(cx.data);
             }
-            for buf in self.spent.drain(..).chain(self.spent_before.drain(..)) {
-                cx.data.release(buf);
-            }
             cx.out.push(Action::Stopped);
-        }
-    }
-
-    fn release_spent(&mut self, cx: &mut Context<'_>) {
-        for buf in self.spent_before.drain(..) {
-            cx.data.release(buf);
         }
     }
 }
@@ -603,9 +582,7 @@ impl Machine for Replica {
         data: &mut dyn Buffers,
         out: &mut Actions<Action>,
     ) {
-        self.stepped_at = now;
         let cx = &mut Context { now, data, out };
-        self.release_spent(cx);
         match event {
             Event::Start => self.start(cx),
             Event::Words(words) => self.words(words, cx),
@@ -622,9 +599,7 @@ impl Machine for Replica {
     }
 
     fn settle(&mut self, now: Monotonic, data: &mut dyn Buffers, out: &mut Actions<Action>) {
-        self.stepped_at = now;
         let cx = &mut Context { now, data, out };
-        self.release_spent(cx);
         if self.store.is_some() && !self.failed {
             if self.stop == Stop::No {
                 self.expire_guests(cx);
@@ -642,16 +617,10 @@ impl Machine for Replica {
             }
         }
         self.finish_stop(cx);
-        // The driver takes this batch's actions after this call.
-        core::mem::swap(&mut self.spent, &mut self.spent_before);
     }
 
     fn deadline(&self) -> Option<Monotonic> {
-        // Buffers to be given back: as soon as the driver has taken the actions.
-        let spent = (!self.spent_before.is_empty()).then_some(self.stepped_at);
-        if self.store.is_none() {
-            return spent;
-        }
-        [spent, self.guests_deadline()].into_iter().flatten().min()
+        self.store.as_ref()?;
+        self.guests_deadline()
     }
 }

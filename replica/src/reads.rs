@@ -120,10 +120,8 @@ impl Replica {
     ) {
         self.counters.reads += 1;
         let leader = self.leader() == Some(conn);
-        if let Some(slice) = payload {
-            self.spend(slice.buf);
-        }
         if !leader {
+            crate::streams::release(payload, cx);
             return self.nack(conn, Reason::Term, Kind::Read, Idx(0), rid, cx);
         }
         self.scratch.clear();
@@ -142,6 +140,8 @@ impl Replica {
             crcs: &self.scratch,
         };
         send(&mut self.encoder, conn, &message, payload, cx);
+        // The driver has an owner of its own from the action on.
+        crate::streams::release(payload, cx);
     }
 
     /// REPAIR: blocks of a recovery or a rebuild. The term has been checked; takes the payload.

@@ -38,7 +38,12 @@ impl Arena {
 
     /// Number of buffers that have not been given back.
     pub(crate) fn live(&self) -> usize {
-        self.buffers.len()
+        self.buffers.values().filter(|b| b.0 > 0).count()
+    }
+
+    /// The driver has taken all actions and owns what they name: what nobody owns is gone.
+    pub(crate) fn reclaim(&mut self) {
+        self.buffers.retain(|_, b| b.0 > 0);
     }
 }
 
@@ -71,10 +76,7 @@ impl Buffers for Arena {
             .buffers
             .get_mut(&buf.0)
             .expect("release of a live buffer");
-        entry.0 -= 1;
-        if entry.0 == 0 {
-            self.buffers.remove(&buf.0);
-        }
+        entry.0 = entry.0.checked_sub(1).expect("released once too often");
     }
 
     fn bytes(&self, slice: BufSlice) -> &[u8] {

@@ -264,6 +264,7 @@ impl Rig {
             }
         }
         self.out.clear();
+        self.arena.reclaim();
         for conn in gone {
             self.closed.insert(conn);
             if self.inbox.remove(&conn).is_some() {
