@@ -96,3 +96,6 @@ pub const HEALS_MAX: u32 = 3;
 pub const REST_MIN: Duration = Duration::from_secs(1);
 /// Longest such time. A member that was in sync this long starts from the shortest again.
 pub const REST_MAX: Duration = Duration::from_secs(60);
+/// Lists of live runs of blocks, by extent modulo this: the runs of up to so many busy extents are
+/// looked up apart. With more of them lists are shared; nothing is refused.
+pub const SPAN_BUCKETS: usize = 256;

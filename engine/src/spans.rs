@@ -2,53 +2,78 @@
 //! each replica (O1), a replica that accepted the newest one accepted all before it, and a committed
 //! newest one means that all before it are committed.
 
-use alloc::collections::BTreeMap;
-use trilith_block::{BlockRange, Blocks, Idx, Lba};
+use crate::limits::SPAN_BUCKETS;
+use alloc::vec::Vec;
+use trilith_block::chunks::split_at_extents;
+use trilith_block::{BlockRange, Blocks, ExtentNo, Idx, Lba};
 
-/// Disjoint runs of blocks with the newest entry of each.
-#[derive(Debug, Default)]
+/// Some blocks and the newest entry there.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    start: Lba,
+    /// Block after the last.
+    end: Lba,
+    idx: Idx,
+}
+
+/// Disjoint runs of blocks with the newest entry of each. No run crosses an extent.
+#[derive(Debug)]
 pub(crate) struct Spans {
-    /// By first block: block after the last, entry.
-    runs: BTreeMap<Lba, (Lba, Idx)>,
+    /// By extent, each by rising address. Lists keep their memory: an entry costs no allocation.
+    buckets: Vec<Vec<Run>>,
+}
+
+impl Default for Spans {
+    fn default() -> Spans {
+        Spans {
+            buckets: (0..SPAN_BUCKETS).map(|_| Vec::new()).collect(),
+        }
+    }
+}
+
+fn bucket_of(extent: ExtentNo) -> usize {
+    usize::try_from(extent.0).unwrap_or(0) % SPAN_BUCKETS
+}
+
+/// Place of the first run that ends behind `start`.
+fn first_behind(runs: &[Run], start: Lba) -> usize {
+    runs.partition_point(|run| run.end <= start)
 }
 
 impl Spans {
-    /// `idx` is the newest entry at `range` now.
+    /// `idx` is the newest entry at `range` now. The range must not cross an extent.
     pub(crate) fn insert(&mut self, range: BlockRange, idx: Idx) {
-        self.cut(range);
-        self.runs.insert(range.start, (range.end(), idx));
-    }
-
-    /// Takes `range` out of all runs.
-    fn cut(&mut self, range: BlockRange) {
+        debug_assert!(range.in_one_extent(), "range {range:?} crosses an extent");
         let (start, end) = (range.start, range.end());
-        if let Some((&first, &(stop, idx))) = self.runs.range(..start).next_back()
-            && stop > start
-        {
-            self.runs.insert(first, (start, idx));
-            if stop > end {
-                self.runs.insert(end, (stop, idx));
-            }
+        let runs = &mut self.buckets[bucket_of(start.extent())];
+        let from = first_behind(runs, start);
+        let new = Run { start, end, idx };
+        let covered = runs[from..].iter().take_while(|run| run.start < end);
+        let to = from + covered.count();
+        if from == to {
+            runs.insert(from, new);
+            return;
         }
-        while let Some((&first, &(stop, idx))) = self.runs.range(start..end).next() {
-            self.runs.remove(&first);
-            if stop > end {
-                self.runs.insert(end, (stop, idx));
-            }
-        }
+        let (first, last) = (runs[from], runs[to - 1]);
+        let left = (first.start < start).then_some(Run {
+            end: start,
+            ..first
+        });
+        let right = (end < last.end).then_some(Run { start: end, ..last });
+        let pieces = left.into_iter().chain([new]).chain(right);
+        drop(runs.splice(from..to, pieces));
     }
 
     /// Entry `idx`, which was inserted for `range`, is not live any more.
     pub(crate) fn remove(&mut self, range: BlockRange, idx: Idx) {
-        let mut from = range.start;
-        while from < range.end() {
-            let Some((&first, &(stop, found))) = self.runs.range(from..range.end()).next() else {
-                return;
-            };
-            if found == idx {
-                self.runs.remove(&first);
+        let runs = &mut self.buckets[bucket_of(range.start.extent())];
+        let mut at = first_behind(runs, range.start);
+        while runs.get(at).is_some_and(|run| run.start < range.end()) {
+            if runs[at].idx == idx {
+                runs.remove(at);
+            } else {
+                at += 1;
             }
-            from = stop;
         }
     }
 
@@ -57,24 +82,27 @@ impl Spans {
         &self,
         range: BlockRange,
     ) -> impl Iterator<Item = (BlockRange, Idx)> + '_ {
-        let before = self.runs.range(..range.start).next_back();
-        let before = before.filter(move |(_, (stop, _))| *stop > range.start);
-        before
-            .into_iter()
-            .chain(self.runs.range(range.start..range.end()))
-            .map(|(first, (stop, idx))| {
-                let count = u32::try_from(stop.0 - first.0).unwrap_or(u32::MAX);
-                (BlockRange::new(*first, Blocks(count)), *idx)
-            })
+        split_at_extents(range).flat_map(move |part| {
+            let runs = &self.buckets[bucket_of(part.start.extent())];
+            runs[first_behind(runs, part.start)..]
+                .iter()
+                .take_while(move |run| run.start < part.end())
+                .map(|run| {
+                    let count = u32::try_from(run.end.0 - run.start.0).unwrap_or(u32::MAX);
+                    (BlockRange::new(run.start, Blocks(count)), run.idx)
+                })
+        })
     }
 
     pub(crate) fn clear(&mut self) {
-        self.runs.clear();
+        for runs in &mut self.buckets {
+            runs.clear();
+        }
     }
 
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
-        self.runs.is_empty()
+        self.buckets.iter().all(Vec::is_empty)
     }
 }
 
@@ -84,20 +112,27 @@ mod tests {
     use std::vec;
     use std::vec::Vec;
 
+    /// The blocks looked at: around a border of extents.
+    const FIRST: u64 = 1024 - 32;
+
     #[test]
     fn the_newest_entry_of_each_block_is_found_like_in_an_array() {
         let mut rng = crate::rng::Rng::new(&[7; 32]);
         let mut pick = |n: u64| rng.next() % n;
-        let index = |lba: Lba| usize::try_from(lba.0).unwrap();
+        let index = |lba: Lba| usize::try_from(lba.0 - FIRST).unwrap();
         let at = |run: BlockRange| index(run.start)..index(run.end());
         let mut spans = Spans::default();
+        // It shares a list with the lower extent.
+        let stranger = ExtentNo(u32::try_from(SPAN_BUCKETS).unwrap());
+        spans.insert(BlockRange::new(stranger.first(), Blocks(1024)), Idx(9999));
         let mut model = vec![None; 64];
         let mut live: Vec<(BlockRange, Idx)> = Vec::new();
         for step in 1..5000u64 {
             if pick(3) > 0 || live.is_empty() {
-                let start = pick(60);
-                let count = u32::try_from(1 + pick(64 - start)).unwrap();
-                let range = BlockRange::new(Lba(start), Blocks(count));
+                let start = pick(64);
+                let end = if start < 32 { 32 } else { 64 };
+                let count = u32::try_from(1 + pick(end - start)).unwrap();
+                let range = BlockRange::new(Lba(FIRST + start), Blocks(count));
                 spans.insert(range, Idx(step));
                 model[at(range)].fill(Some(Idx(step)));
                 live.push((range, Idx(step)));
@@ -112,7 +147,7 @@ mod tests {
                 }
             }
             let mut found = vec![None; 64];
-            for (run, idx) in spans.overlapping(BlockRange::new(Lba(0), Blocks(64))) {
+            for (run, idx) in spans.overlapping(BlockRange::new(Lba(FIRST), Blocks(64))) {
                 found[at(run)].fill(Some(idx));
             }
             assert_eq!(found, model, "after step {step}");
@@ -120,6 +155,12 @@ mod tests {
         for (range, idx) in live {
             spans.remove(range, idx);
         }
+        let rest = BlockRange::new(stranger.first(), Blocks(1024));
+        assert_eq!(
+            spans.overlapping(rest).collect::<Vec<_>>(),
+            [(rest, Idx(9999))]
+        );
+        spans.remove(rest, Idx(9999));
         assert!(spans.is_empty());
     }
 }
