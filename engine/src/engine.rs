@@ -15,6 +15,7 @@ use crate::recover::Repair;
 use crate::recovery::{Recovery, RecoveryStep};
 use crate::rng::Rng;
 use crate::slab::Slab;
+use crate::sorted::Sorted;
 use crate::status::{Counters, Latencies};
 use crate::stop::Stop;
 use crate::stream::StreamState;
@@ -119,7 +120,7 @@ pub struct Engine {
     pub(crate) retry_at: Option<Monotonic>,
     pub(crate) reads_stirred: bool,
     pub(crate) confirms: Vec<u64>,
-    pub(crate) hedges: BTreeSet<(Monotonic, u64)>,
+    pub(crate) hedges: Sorted<(Monotonic, u64)>,
     pub(crate) hedge_delay: Duration,
     pub(crate) read_rtt: Histogram,
 
@@ -222,7 +223,7 @@ impl Engine {
             retry_at: None,
             reads_stirred: false,
             confirms: Vec::new(),
-            hedges: BTreeSet::new(),
+            hedges: Sorted::default(),
             hedge_delay: timing.hedge_max,
             read_rtt: Histogram::default(),
             allocated: Vec::new(),

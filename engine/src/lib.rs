@@ -41,6 +41,7 @@ pub mod recovery;
 mod rng;
 mod session;
 mod slab;
+mod sorted;
 mod spans;
 pub mod status;
 mod stop;
