@@ -100,26 +100,31 @@ impl UblkDevice {
             .write(true)
             .open(&path)
             .map_err(|error| RuntimeError::new(what(), error))?;
-        let page = rustix::param::page_size();
-        let used = (usize::from(depth) * DESCRIPTOR_BYTES).next_multiple_of(page);
-        let apart = (LAYOUT_DEPTH * DESCRIPTOR_BYTES).next_multiple_of(page);
-        let mut descriptors = Vec::with_capacity(usize::from(queues));
-        for queue in 0..usize::from(queues) {
-            let map = MmapOptions::new()
-                .offset((queue * apart) as u64)
-                .len(used)
-                .populate()
-                .map_raw_read_only(&file)
-                .map_err(|error| RuntimeError::new(format!("map the queues of {path}"), error))?;
-            descriptors.push(map);
-        }
         Ok(UblkDevice {
             file,
             number,
             queues,
             depth,
-            descriptors,
+            descriptors: Vec::new(),
         })
+    }
+
+    /// Maps the descriptors, once the kernel has the slots. Not before: Linux 6.12 remembers who has
+    /// mapped them, and a process that dies between that and its last fetch would leave a device
+    /// that nobody can take over any more.
+    fn map(&mut self) -> io::Result<()> {
+        let page = rustix::param::page_size();
+        let used = (usize::from(self.depth) * DESCRIPTOR_BYTES).next_multiple_of(page);
+        let apart = (LAYOUT_DEPTH * DESCRIPTOR_BYTES).next_multiple_of(page);
+        for queue in self.descriptors.len()..usize::from(self.queues) {
+            let map = MmapOptions::new()
+                .offset((queue * apart) as u64)
+                .len(used)
+                .populate()
+                .map_raw_read_only(&self.file)?;
+            self.descriptors.push(map);
+        }
+        Ok(())
     }
 
     /// Its number: N of `/dev/ublkbN`.
@@ -345,10 +350,13 @@ impl Io {
         *with_kernel = false;
         port.count -= 1;
         let slot = port.device.slot(index);
-        let result = if result < 0 {
-            Err(Errno(-result))
-        } else {
-            Ok(port.device.descriptor(slot))
+        let result = match port.device.map() {
+            _ if result < 0 => Err(Errno(-result)),
+            Ok(()) => Ok(port.device.descriptor(slot)),
+            Err(error) => {
+                tracing::error!(%error, "cannot map the queues of a ublk device");
+                Err(Errno::IO)
+            }
         };
         self.events
             .push_back(Event::Ublk(UblkFetched { slot, result }));
