@@ -21,6 +21,7 @@ pub mod chunks;
 pub mod ids;
 pub mod limits;
 pub mod machine;
+pub mod membership;
 pub mod overlap;
 pub mod request;
 pub mod time;
@@ -30,6 +31,7 @@ pub use buffers::{BufId, BufSlice, Buffers};
 pub use chunks::{ChunkMap, ChunkMask};
 pub use ids::{Idx, MemberId, MemberSet, SyncEpoch, Term, Uuid};
 pub use machine::{Actions, Bytes, ConnId, Machine, Stream, StreamEvent, Want, Words};
+pub use membership::Membership;
 pub use overlap::Overlap;
 pub use request::{
     Capabilities, Completion, ErrorKind, FrontendAction, FrontendEvent, Op, Outcome, Request,

@@ -12,7 +12,7 @@ use crate::ops::FlushNeed;
 use crate::read::ReadOwner;
 use crate::stream::EntryKind;
 use trilith_block::limits::{BLOCK_BYTES, TRANSFER_BYTES_MAX};
-use trilith_block::{BlockRange, Blocks, BufSlice, Buffers, ErrorKind, Idx, Lba, MemberId, Op};
+use trilith_block::{BlockRange, Blocks, BufSlice, Buffers, ErrorKind, Idx, Lba, Op};
 use trilith_wire::EntryOp;
 
 /// Owner of parts that no client asked for; never the key of a request.
@@ -463,13 +463,13 @@ impl Engine {
 
     /// The highest position that a majority of counted members has reached, each by `position`.
     fn majority_of_counted(&self, position: impl Fn(&crate::peer::Peer) -> Idx) -> Idx {
-        let mut reached = [Idx(0); trilith_block::limits::MEMBERS_MAX];
-        for (slot, member) in reached.iter_mut().zip(self.sync.counted.iter()) {
-            let member: MemberId = member;
-            *slot = position(&self.peers[member.index()]);
-        }
-        reached.sort_unstable_by(|a, b| b.cmp(a));
-        reached[self.maj - 1]
+        self.membership.agreed(|member| {
+            if self.sync.counted.contains(member) {
+                position(&self.peers[member.index()])
+            } else {
+                Idx(0)
+            }
+        })
     }
 
     /// Flushes of an old term are asked for again in the next one.

@@ -38,6 +38,16 @@ pub enum Operator {
     Stop,
     /// Drain, give up lease and leadership, then [`ExitReason::SteppedDown`].
     StepDown,
+    /// Replace a voter by a new, empty replica (C20). Nothing happens when
+    /// [`crate::Engine::may_replace`] says no; how far it is stands in the status.
+    Replace {
+        /// The voter that leaves.
+        old: MemberId,
+        /// The member that takes its place: a number without a place so far.
+        new: MemberId,
+    },
+    /// Give up a replacement whose newcomer does not vote yet.
+    KeepOld,
 }
 
 /// What an engine wants done.

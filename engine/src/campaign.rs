@@ -85,10 +85,14 @@ impl Engine {
             Campaign::Recover if state.term < self.term => self.ask_vote(member, cx),
             Campaign::Recover | Campaign::Vote { .. } => {
                 self.peers[member.index()].promised = ours;
+                if ours && self.campaign == Campaign::Recover {
+                    self.spread_to(member, cx);
+                }
             }
             Campaign::Idle { .. } | Campaign::Prevote { .. } => {
                 if self.open && ours {
                     self.peers[member.index()].promised = true;
+                    self.spread_to(member, cx);
                     self.member_returned(member, state, cx);
                 } else if self.open && state.term < self.term {
                     self.ask_vote(member, cx);
@@ -103,7 +107,7 @@ impl Engine {
         Prevote {
             term,
             attach_epoch: self.cfg.attach_epoch,
-            cfg_gen: self.cfg.cfg_gen,
+            cfg_gen: self.generation_known(),
             release_lease_of: self.cfg.supersedes,
         }
     }
@@ -132,8 +136,9 @@ impl Engine {
         self.send(member, &Message::Prevote(ballot), None, cx);
     }
 
-    fn up_count(&self) -> usize {
-        self.members_where(Peer::is_up).count()
+    /// Enough replicas are connected for a campaign.
+    fn may_campaign(&self) -> bool {
+        self.membership.is_majority(self.members_where(Peer::is_up))
     }
 
     /// Moves the campaign on. Called in each `settle`.
@@ -156,7 +161,7 @@ impl Engine {
                 }
                 let wanted = !self.open || at.is_some();
                 let due = at.is_none_or(|at| at <= cx.now);
-                if wanted && due && !self.stopping_without_term() && self.up_count() >= self.maj {
+                if wanted && due && !self.stopping_without_term() && self.may_campaign() {
                     self.start_prevote(cx);
                 }
             }
@@ -219,19 +224,20 @@ impl Engine {
                 self.other_leader |= reason == Reason::LeaderAlive;
             }
         }
-        if granted.count() >= self.maj {
+        if self.membership.is_majority(*granted) {
             let term = *term;
             self.start_vote(term, cx);
-        } else if self.cfg.members.minus(*refused).count() < self.maj {
+        } else if !self.membership.is_majority(self.members.minus(*refused)) {
             self.campaign_failed(cx.now);
         }
     }
 
     fn start_vote(&mut self, term: Term, cx: &mut Cx<'_>) {
         self.freeze(cx);
+        self.drop_departing(cx);
         self.term = term;
         self.max_term = self.max_term.max(term);
-        for member in self.cfg.members.iter() {
+        for member in self.members.iter() {
             self.peers[member.index()].reset_term();
         }
         self.plan_attempt = PlanAttempt::default();
@@ -260,8 +266,10 @@ impl Engine {
         if term != self.term || state.member != member || state.replica != known {
             return;
         }
-        let voters_ok = state.voters == self.cfg.members && state.capacity == self.capacity;
-        if !voters_ok || self.peers[member.index()].promised {
+        if state.capacity != self.capacity || self.peers[member.index()].promised {
+            return;
+        }
+        if !self.meet_config(member, state, cx) {
             return;
         }
         let peer = &mut self.peers[member.index()];
@@ -275,10 +283,11 @@ impl Engine {
                 self.defer_acks(state, cx.now);
                 self.start_survey(member, cx);
             }
-            Campaign::Recover => {}
+            Campaign::Recover => self.spread_to(member, cx),
             // A member of no first in-sync set enters by rebuild at once (R11); one that had taken its
             // promise back goes on where it was.
             Campaign::Idle { .. } | Campaign::Prevote { .. } if self.open => {
+                self.spread_to(member, cx);
                 self.member_returned(member, state, cx);
             }
             Campaign::Idle { .. } | Campaign::Prevote { .. } => {}
@@ -316,6 +325,10 @@ impl Engine {
                     Reason::Voted | Reason::Term => self.peers[member.index()].shut_out = true,
                     // It may think better of it; a new session asks again, with its delay.
                     _ => self.drop_session(member, cx),
+                }
+                if reason == Reason::Config {
+                    // It knows a newer configuration and tells it when it is met again.
+                    self.drop_session(member, cx);
                 }
                 return;
             }
@@ -355,8 +368,9 @@ impl Engine {
     }
 
     fn tend_vote(&mut self, until: Monotonic, majority_at: Option<Monotonic>, cx: &mut Cx<'_>) {
-        let promised = self.members_where(Peer::is_ours);
-        if promised.count() < self.maj {
+        let electors = self.membership.electors();
+        let promised = self.members_where(Peer::is_ours).and(electors);
+        if !self.membership.is_majority(promised) {
             if until <= cx.now {
                 self.campaign_failed(cx.now);
             }
@@ -374,12 +388,12 @@ impl Engine {
             majority_at: Some(majority_at),
         };
         let waited = cx.now.since(majority_at);
-        let all = promised == self.cfg.members;
+        let all = promised == electors;
         if !all && waited < self.cfg.timing.promise_wait {
             return;
         }
         let done = self.members_where(|p| p.is_ours() && p.survey.as_ref().is_some_and(|s| s.done));
-        if done != promised {
+        if !promised.minus(done).is_empty() {
             return;
         }
         let again = self.plan_attempt.again.is_some_and(|at| at <= cx.now);
@@ -396,12 +410,13 @@ impl Engine {
             waited,
             small_bytes: crate::limits::FIRST_ISS_BYTES,
         };
-        let taken: Vec<_> = promised
+        let mut taken: Vec<_> = promised
             .iter()
             .filter_map(|m| self.peers[m.index()].survey.take())
             .map(|s| s.promise)
             .collect();
-        let plan = recovery::plan(&taken, self.cfg.members, &policy);
+        self.fill_unknown(&mut taken);
+        let plan = recovery::plan(&taken, self.membership, &policy);
         match plan {
             Ok(plan) => self.start_recovery(plan, cx),
             Err(blocked) => {
@@ -430,6 +445,7 @@ impl Engine {
 
     fn start_recovery(&mut self, plan: Plan, cx: &mut Cx<'_>) {
         self.campaign = Campaign::Recover;
+        self.take_up_config(cx);
         self.plan_attempt = PlanAttempt::default();
         self.mode_dirty = true;
         self.begin_recovery(plan, cx);
@@ -441,7 +457,7 @@ impl Engine {
             Campaign::Recover => Waiting::Recovery,
             Campaign::Vote { .. } if self.plan_attempt.blocked => Waiting::MoreMembers,
             Campaign::Vote { .. } => Waiting::Votes,
-            _ if self.up_count() < self.maj => Waiting::Replicas,
+            _ if !self.may_campaign() => Waiting::Replicas,
             _ if self.other_leader => Waiting::OtherLeader,
             Campaign::Idle { .. } | Campaign::Prevote { .. } => Waiting::Votes,
         }
@@ -450,7 +466,7 @@ impl Engine {
     /// When the campaign wants to be looked at.
     pub(crate) fn campaign_deadline(&self) -> Option<Monotonic> {
         match self.campaign {
-            Campaign::Idle { at } => at.filter(|_| self.up_count() >= self.maj),
+            Campaign::Idle { at } => at.filter(|_| self.may_campaign()),
             Campaign::Prevote { until, .. } => Some(until),
             Campaign::Vote { until, majority_at } => {
                 let wait = self.cfg.timing.promise_wait;

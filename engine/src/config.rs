@@ -127,7 +127,8 @@ pub struct EngineConfig {
     pub supersedes: Uuid,
     /// The volume's secret (M24).
     pub secret: Secret,
-    /// The voters. The driver knows their addresses.
+    /// The voters as far as the driver knows, and their addresses; the replicas know better when
+    /// their configuration is of a higher generation.
     pub members: MemberSet,
     /// Members on this host, preferred for reads.
     pub local: MemberSet,
@@ -135,7 +136,8 @@ pub struct EngineConfig {
     pub capacity_bytes: u64,
     /// Granted by the supervisor; a higher one fences lower ones.
     pub attach_epoch: u64,
-    /// Generation of the configuration.
+    /// Generation of the configuration that `members` is: 1 as the volume was made, 0 when only the
+    /// replicas know.
     pub cfg_gen: u64,
     /// Loss epoch that this engine's clients are bound to; `None`: the clients are fresh (M8).
     pub loss_bound: Option<u32>,
@@ -207,7 +209,7 @@ impl EngineConfig {
         }
     }
 
-    /// Voters that make a majority.
+    /// Voters that make a majority, as far as the driver knows them.
     pub fn majority(&self) -> usize {
         self.members.count() / 2 + 1
     }

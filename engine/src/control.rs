@@ -127,7 +127,7 @@ impl Engine {
     /// DIRTYCLEARs that a member missed.
     pub(crate) fn send_owed(&mut self, member: MemberId, cx: &mut Cx<'_>) {
         let after = self.last_idx();
-        for of in self.cfg.members.without(member).iter() {
+        for of in self.members.without(member).iter() {
             let peer = &mut self.peers[member.index()];
             let map = core::mem::take(peer.owed.get_mut(of));
             if !map.is_empty() {

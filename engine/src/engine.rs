@@ -11,6 +11,7 @@ use crate::ops::Operation;
 use crate::peer::Peer;
 use crate::read::{Flight, Halves, ReadOp};
 use crate::rebuild::RebuildStep;
+use crate::reconfigure::Change;
 use crate::recover::Repair;
 use crate::recovery::{Recovery, RecoveryStep};
 use crate::rng::Rng;
@@ -27,7 +28,7 @@ use trilith_block::limits::{BLOCK_BYTES, MEMBERS_MAX, TRANSFER_BYTES_MAX};
 use trilith_block::request::Target;
 use trilith_block::{
     Actions, BufId, Buffers, Capabilities, ChunkMap, Completion, ConnId, ExtentNo, Idx, Machine,
-    MemberId, Monotonic, Overlap, Request, Stream, Term, VolumeInfo, Want,
+    MemberId, MemberSet, Membership, Monotonic, Overlap, Request, Stream, Term, VolumeInfo, Want,
 };
 use trilith_wire::Encoder;
 
@@ -45,7 +46,13 @@ const ROUNDS_MAX: usize = 64;
 #[derive(Debug)]
 pub struct Engine {
     pub(crate) cfg: EngineConfig,
-    pub(crate) maj: usize,
+    /// What decides.
+    pub(crate) membership: Membership,
+    /// Who is dealt with: the members, and who is on its way out.
+    pub(crate) members: MemberSet,
+    pub(crate) change: Change,
+    /// Highest generation of a configuration that was heard of.
+    pub(crate) generation_heard: u64,
     pub(crate) now: Monotonic,
     pub(crate) rng: Rng,
     pub(crate) encoder: Encoder,
@@ -162,7 +169,13 @@ impl Engine {
             .collect();
         let capacity = cfg.capacity_bytes;
         let mut engine = Engine {
-            maj: cfg.majority(),
+            membership: Membership {
+                generation: cfg.cfg_gen,
+                ..cfg.members.into()
+            },
+            members: cfg.members,
+            change: Change::default(),
+            generation_heard: cfg.cfg_gen,
             now,
             rng: Rng::new(&cfg.entropy),
             encoder: Encoder::new(),
@@ -292,6 +305,7 @@ impl Engine {
         let moved = self.advance(cx);
         self.tend_mode(cx);
         self.tend_members(cx);
+        self.tend_change(cx);
         self.tend_rebuilds(moved, cx);
         self.admit(cx);
         self.issue_flushes(cx);
@@ -315,7 +329,7 @@ impl Engine {
         for key in core::mem::take(&mut self.joins_waiting) {
             self.join_halves(key, cx);
         }
-        for member in self.cfg.members.iter() {
+        for member in self.members.iter() {
             self.pump(member, cx);
         }
         let timing = &self.cfg.timing;
@@ -353,7 +367,7 @@ impl Engine {
                 },
             }
         };
-        self.cfg.members.iter().filter_map(due).min()
+        self.members.iter().filter_map(due).min()
     }
 }
 
@@ -426,6 +440,7 @@ impl Machine for Engine {
             self.heartbeat_deadline(),
             self.mode_deadline(),
             self.members_deadline(self.now),
+            self.change_deadline(),
             self.rebuilds_deadline(),
             self.sweep_deadline(),
             self.retry_at,

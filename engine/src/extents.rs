@@ -58,7 +58,7 @@ impl Engine {
         let roomy = self
             .members_where(|p| taken < p.free_extents)
             .and(self.sync.counted);
-        if self.maj <= roomy.count() {
+        if self.membership.is_majority(roomy) {
             return Some(true);
         }
         if self.no_room == Some(extent) {
@@ -114,14 +114,20 @@ impl Engine {
     }
 
     /// A counted member that has accepted everything committed and is not being asked for a map.
-    fn map_source(&self) -> Option<MemberId> {
+    pub(crate) fn map_source(&self) -> Option<MemberId> {
         self.counted_here().iter().find(|m| {
             let peer = &self.peers[m.index()];
             peer.map_owner.is_none() && self.stream.commit <= peer.upto
         })
     }
 
-    fn ask_map(&mut self, member: MemberId, owner: MapOwner, from: u64, cx: &mut Cx<'_>) {
+    pub(crate) fn ask_map(
+        &mut self,
+        member: MemberId,
+        owner: MapOwner,
+        from: u64,
+        cx: &mut Cx<'_>,
+    ) {
         let Some(nobody) = MemberId::new(0) else {
             return;
         };
@@ -142,6 +148,7 @@ impl Engine {
             None | Some(MapOwner::Survey) => {}
             Some(MapOwner::Status { op }) => self.status_inbox.push_back(op),
             Some(MapOwner::Room { .. }) => self.room_asked = false,
+            Some(MapOwner::Newcomer) => self.newcomer_unasked(),
         }
     }
 

@@ -129,7 +129,7 @@ impl Engine {
         if moved || self.locks_moved {
             self.tend_locks(cx);
         }
-        for member in self.cfg.members.iter() {
+        for member in self.members.iter() {
             let at = member.index();
             let Some(running) = self.rebuilds[at].as_mut() else {
                 continue;
@@ -396,7 +396,7 @@ impl Engine {
     }
 
     pub(crate) fn stop_rebuilds(&mut self) {
-        for member in self.cfg.members.iter() {
+        for member in self.members.iter() {
             self.stop_rebuild(member);
         }
     }

@@ -2,7 +2,6 @@
 
 use crate::api::Mode;
 use crate::engine::{Cx, Engine};
-use trilith_block::limits::MEMBERS_MAX;
 use trilith_block::{Idx, MemberId, Monotonic};
 use trilith_wire::Message;
 
@@ -10,12 +9,8 @@ impl Engine {
     /// The newest time T such that a majority handled something of this term that was sent at T or
     /// later.
     fn majority_echo(&self) -> Monotonic {
-        let mut echoes = [Monotonic(0); MEMBERS_MAX];
-        for (slot, member) in echoes.iter_mut().zip(self.cfg.members.iter()) {
-            *slot = self.peers[member.index()].echo;
-        }
-        echoes.sort_unstable_by(|a, b| b.cmp(a));
-        echoes[self.maj - 1]
+        self.membership
+            .agreed(|member| self.peers[member.index()].echo)
     }
 
     /// End of the lease: L less 2 % and a margin after that time (clock rates differ by up to 1 %).
@@ -55,7 +50,7 @@ impl Engine {
     /// and are answered.
     pub(crate) fn tend_heartbeats(&mut self, cx: &mut Cx<'_>) {
         let every = self.cfg.timing.heartbeat;
-        for member in self.cfg.members.iter() {
+        for member in self.members.iter() {
             let peer = &self.peers[member.index()];
             if !peer.is_ours() {
                 continue;
@@ -83,7 +78,7 @@ impl Engine {
     }
 
     pub(crate) fn heartbeat_all(&mut self, cx: &mut Cx<'_>) {
-        for member in self.cfg.members.iter() {
+        for member in self.members.iter() {
             if self.peers[member.index()].is_ours() {
                 self.heartbeat(member, cx);
             }
@@ -92,7 +87,7 @@ impl Engine {
 
     /// One heartbeat round, unless one was sent at this very time.
     pub(crate) fn ask_majority(&mut self, cx: &mut Cx<'_>) {
-        for member in self.cfg.members.iter() {
+        for member in self.members.iter() {
             let peer = &self.peers[member.index()];
             if peer.is_ours() && peer.heartbeat_at < cx.now {
                 self.heartbeat(member, cx);

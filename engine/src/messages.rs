@@ -19,6 +19,9 @@ impl Engine {
                 if !self.meet_epoch(*attach_epoch, cx) {
                     self.meet_term(*term, cx.now);
                     self.prevote_reply(member, *refused, cx);
+                    if *refused == Some(trilith_wire::Reason::Config) {
+                        self.drop_session(member, cx);
+                    }
                 }
             }
             Message::Promise { term, state } => self.promised(member, *term, state, cx),
@@ -87,6 +90,9 @@ impl Engine {
             Message::SealDone { term, sealed } if ours(term) => {
                 self.peers[member.index()].sealed = Some(*sealed);
             }
+            Message::ReconfigureDone { term, generation } if ours(term) => {
+                self.config_durable(member, *generation);
+            }
             // Answers of an older term of this engine.
             Message::ReconcileDone { .. }
             | Message::RepairDone { .. }
@@ -98,7 +104,8 @@ impl Engine {
             | Message::SyncSetDone { .. }
             | Message::ToldDone { .. }
             | Message::NeedSetDone { .. }
-            | Message::SealDone { .. } => {}
+            | Message::SealDone { .. }
+            | Message::ReconfigureDone { .. } => {}
             // Handled before, or frames that only engines send.
             Message::Refused { .. }
             | Message::Data { .. }
@@ -123,6 +130,7 @@ impl Engine {
             | Message::NeedSet { .. }
             | Message::DirtyClear { .. }
             | Message::Seal { .. }
+            | Message::Reconfigure { .. }
             | Message::StepDown { .. } => self.drop_session(member, cx),
         }
     }

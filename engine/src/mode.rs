@@ -11,7 +11,7 @@ impl Engine {
     /// Members for which `wanted` holds.
     pub(crate) fn members_where(&self, wanted: impl Fn(&Peer) -> bool) -> MemberSet {
         let mut set = MemberSet::EMPTY;
-        for member in self.cfg.members.iter() {
+        for member in self.members.iter() {
             if wanted(&self.peers[member.index()]) {
                 set = set.with(member);
             }
@@ -25,7 +25,7 @@ impl Engine {
     }
 
     pub(crate) fn has_quorum(&self) -> bool {
-        self.maj <= self.counted_here().count()
+        self.membership.is_majority(self.counted_here())
     }
 
     fn mode_now(&self, now: Monotonic) -> Mode {
@@ -42,17 +42,17 @@ impl Engine {
             return Mode::Waiting(self.campaign_waits());
         }
         if self.opened && self.has_quorum() {
-            let healthy = self.counted_here() == self.cfg.members;
-            return if healthy {
+            let missing = self.membership.electors().minus(self.counted_here());
+            return if missing.is_empty() {
                 Mode::Healthy
             } else {
                 Mode::Degraded
             };
         }
-        let promisers = self.members_where(Peer::is_ours).count();
+        let promisers = self.members_where(Peer::is_ours);
         if self.counted_here().is_empty() {
             Mode::Waiting(Waiting::Quorum)
-        } else if self.maj <= promisers || now < self.lease_until() {
+        } else if self.membership.is_majority(promisers) || now < self.lease_until() {
             Mode::ReadOnlyLease
         } else if self.grant_runs(now) {
             Mode::ReadOnlyGrant
@@ -81,10 +81,10 @@ impl Engine {
     /// A majority is connected and holds the term, but fewer than a majority count, and nothing
     /// that runs will change that: a new term merges what is there.
     fn tend_stuck(&mut self, now: Monotonic) {
-        let promisers = self.members_where(Peer::is_ours).count();
+        let promisers = self.members_where(Peer::is_ours);
         let stuck = self.open
             && !(self.opened && self.has_quorum())
-            && self.maj <= promisers
+            && self.membership.is_majority(promisers)
             && !self.heals_in_place();
         if !stuck {
             self.ineligible_since = None;
@@ -130,7 +130,7 @@ impl Engine {
         self.freeze(cx);
         self.campaign = Campaign::Idle { at: None };
         self.abandon_all(ErrorKind::Fenced, cx);
-        for member in self.cfg.members.iter() {
+        for member in self.members.iter() {
             self.drop_session(member, cx);
         }
         self.unserved_since = None;
@@ -153,6 +153,7 @@ impl Engine {
         self.sync = crate::syncset::SyncState::default();
         self.limbo.clear();
         self.ineligible_since = None;
+        self.freeze_change();
         for map in self.absent.iter_mut().chain(self.uncleared.iter_mut()) {
             map.clear();
         }

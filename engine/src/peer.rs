@@ -96,6 +96,8 @@ pub(crate) enum MapOwner {
     Status { op: u64 },
     /// A write that needs to know whether its extent is allocated (M3).
     Room { extent: ExtentNo },
+    /// What a newcomer lacks (C20).
+    Newcomer,
 }
 
 /// One member.
@@ -108,6 +110,12 @@ pub(crate) struct Peer {
     pub(crate) replica: Uuid,
     /// Why this engine and the replica are not for each other (secret, volume, capacity ...).
     pub(crate) refused: Option<Reason>,
+    /// Protocol version of the session.
+    pub(crate) protocol: u16,
+    /// Generation of the configuration that is durable there, as far as is known.
+    pub(crate) generation: u64,
+    /// Generation of the last RECONFIGURE on this session.
+    pub(crate) generation_sent: u64,
     pub(crate) lost_at: Monotonic,
     /// `None` only while a frame of this session is being handled.
     pub(crate) decoder: Option<Decoder>,
@@ -181,6 +189,9 @@ impl Peer {
             nonce: [0; 32],
             replica: Uuid::NONE,
             refused: None,
+            protocol: 0,
+            generation: 0,
+            generation_sent: 0,
             lost_at: now,
             decoder: Some(Decoder::new()),
             receive: Receive::Head,

@@ -110,7 +110,7 @@ impl Engine {
                 loss,
             } => {
                 let maps = self.recovery.as_ref().map(|r| {
-                    let out = self.cfg.members.minus(iss);
+                    let out = self.members.minus(iss);
                     let dirty = out
                         .iter()
                         .map(|m| (m, r.dirty(m).clone()))
@@ -289,7 +289,7 @@ impl Engine {
         self.sync.open(outcome.iss, outcome.counted);
         self.limbo = plan.limbo;
         self.ineligible_since = None;
-        for member in self.cfg.members.iter() {
+        for member in self.members.iter() {
             let in_sync = outcome.iss.contains(member);
             let counted = outcome.counted.contains(member);
             let peer = &mut self.peers[member.index()];
@@ -323,6 +323,7 @@ impl Engine {
             };
         }
         self.mode_dirty = true;
+        self.inherit_change();
         self.try_opened(cx);
         self.heartbeat_all(cx);
         let late =
@@ -342,7 +343,7 @@ impl Engine {
 
     /// R8, R9: once a majority holds the term start, its limbo is agreed on.
     pub(crate) fn try_opened(&mut self, cx: &mut Cx<'_>) {
-        if self.opened || !self.open || self.sync.counted.count() < self.maj {
+        if self.opened || !self.open || !self.membership.is_majority(self.sync.counted) {
             return;
         }
         self.opened = true;

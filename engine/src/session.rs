@@ -49,7 +49,7 @@ impl Engine {
     /// Dials members that are due, gives up handshakes that take too long and sessions without a
     /// sign of life.
     pub(crate) fn tend_sessions(&mut self, cx: &mut Cx<'_>) {
-        for member in self.cfg.members.iter() {
+        for member in self.members.iter() {
             let peer = &self.peers[member.index()];
             match peer.link {
                 Link::Down { redial } if redial <= cx.now && !self.is_finished() => {
@@ -137,7 +137,7 @@ impl Engine {
             protocol_min: PROTOCOL_MIN,
             protocol_max: PROTOCOL_MAX,
             loss: self.loss_bound.unwrap_or(0),
-            cfg_gen: self.cfg.cfg_gen,
+            cfg_gen: self.generation_known(),
             capacity: self.capacity,
             member,
         };
@@ -267,6 +267,7 @@ impl Engine {
                     until: cx.now.after(self.cfg.timing.handshake_max),
                 };
                 peer.replica = *replica;
+                peer.protocol = *protocol;
                 let proof = auth::proof(&self.cfg.secret, Role::Engine, &binding);
                 self.send(member, &Message::Auth { proof }, None, cx);
             }
@@ -330,7 +331,7 @@ impl Engine {
     }
 
     /// The replica is not one for this engine; try again seldom.
-    fn unfit(&mut self, member: MemberId, why: Reason, cx: &mut Cx<'_>) {
+    pub(crate) fn unfit(&mut self, member: MemberId, why: Reason, cx: &mut Cx<'_>) {
         let peer = &mut self.peers[member.index()];
         peer.refused = Some(why);
         peer.backoff = self.cfg.timing.redial_max;
@@ -374,8 +375,11 @@ impl Engine {
             && state.capacity.is_multiple_of(u64::from(BLOCK_BYTES))
             && state.capacity <= trilith_block::limits::VOLUME_BYTES_MAX
             && (self.capacity == 0 || self.capacity == state.capacity);
-        if state.member != member || state.voters != self.cfg.members || !capacity_ok {
+        if state.member != member || !capacity_ok {
             return self.unfit(member, Reason::Mismatch, cx);
+        }
+        if !self.meet_config(member, state, cx) {
+            return;
         }
         if self.capacity == 0 {
             self.learn_capacity(state.capacity);

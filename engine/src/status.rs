@@ -4,10 +4,11 @@ use crate::api::Mode;
 use crate::engine::Engine;
 use crate::histogram::Histogram;
 use crate::peer;
+use crate::reconfigure::ChangeStep;
 use crate::syncset::Standing;
 use alloc::vec::Vec;
 use core::time::Duration;
-use trilith_block::{Idx, MemberId, MemberSet, Monotonic, SyncEpoch, Term, Uuid};
+use trilith_block::{Idx, MemberId, MemberSet, Membership, Monotonic, SyncEpoch, Term, Uuid};
 use trilith_wire::Reason;
 
 /// What a member is to the volume now.
@@ -226,6 +227,12 @@ pub struct Status {
     pub counters: Counters,
     /// Latencies.
     pub latencies: Latencies,
+    /// The configuration.
+    pub membership: Membership,
+    /// Who is dealt with: the members, and who is being let go.
+    pub dealt_with: MemberSet,
+    /// A change of the configuration: how far it is, who leaves and who comes.
+    pub change: Option<(ChangeStep, MemberSet, MemberSet)>,
     /// The members, by rising id.
     pub members: Vec<MemberStatus>,
 }
@@ -264,8 +271,10 @@ impl Engine {
             lease_left: self.lease_until().since(now),
             counters: self.counters,
             latencies: self.latencies.clone(),
+            membership: self.membership,
+            dealt_with: self.members,
+            change: self.change_status(),
             members: self
-                .cfg
                 .members
                 .iter()
                 .map(|m| self.member_status(m, now))

@@ -29,6 +29,8 @@ impl Engine {
                     self.mode_dirty = true;
                 }
             }
+            Operator::Replace { old, new } => self.replace(old, new, cx),
+            Operator::KeepOld => self.keep_old(cx),
             Operator::Stop | Operator::StepDown => {
                 if self.stop.is_none() && !self.is_finished() {
                     let step_down = wish == Operator::StepDown;
@@ -75,7 +77,8 @@ impl Engine {
         };
         if asked.iter().all(answered) {
             let sealed = self.members_where(|p| p.sealed == Some(true));
-            self.end_stop(&stop, sealed == self.cfg.members, cx);
+            let all = self.membership.electors().minus(sealed).is_empty();
+            self.end_stop(&stop, all, cx);
         }
     }
 
@@ -96,7 +99,7 @@ impl Engine {
     }
 
     fn end_stop(&mut self, stop: &Stop, sealed: bool, cx: &mut Cx<'_>) {
-        for member in self.cfg.members.iter() {
+        for member in self.members.iter() {
             if self.peers[member.index()].is_ours() {
                 self.send(member, &Message::StepDown { term: self.term }, None, cx);
             }

@@ -32,7 +32,7 @@ pub(crate) struct Entry {
     pub(crate) data: Option<BufSlice>,
     crcs: Vec<u8>,
     /// Members that do not get the payload.
-    skip: MemberSet,
+    pub(crate) skip: MemberSet,
     /// trk when it was issued: who is sent it.
     targets: MemberSet,
     pub(crate) acks: MemberSet,
@@ -178,7 +178,7 @@ impl Engine {
     /// ones that lack one of its chunks anyway. Marks the chunks as lacking there (4.1 step 2).
     fn route(&mut self, range: BlockRange) -> MemberSet {
         let mut skip = MemberSet::EMPTY;
-        for member in self.cfg.members.iter() {
+        for member in self.members.iter() {
             let full = if !self.sync.trk.contains(member) {
                 false
             } else {
@@ -378,12 +378,13 @@ impl Engine {
     /// The commit rule (4.1 step 5): a majority of counted members accepted it, and no older
     /// leader's lease can still run (5.5).
     fn try_commit(&mut self, idx: Idx, cx: &mut Cx<'_>) {
-        let (counted, trk, maj) = (self.sync.counted, self.sync.trk, self.maj);
+        let (counted, trk, membership) = (self.sync.counted, self.sync.trk, self.membership);
         let defer_until = self.defer_until;
         let Some(entry) = self.stream.get_mut(idx) else {
             return;
         };
-        if entry.committed || entry.acks.and(counted).count() < maj || cx.now < defer_until {
+        let decided = membership.is_majority(entry.acks.and(counted));
+        if entry.committed || !decided || cx.now < defer_until {
             return;
         }
         entry.committed = true;

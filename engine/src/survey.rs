@@ -31,7 +31,7 @@ impl Engine {
             // What others lack is told by in-sync members only; a late one has nothing to say.
             _ if self.open => None,
             _ => {
-                let mut others = self.cfg.members.without(member).iter();
+                let mut others = self.members.without(member).iter();
                 others.nth(step - 3).map(|other| (MapKind::Dirty, other))
             }
         }
@@ -83,6 +83,7 @@ impl Engine {
             Some(MapOwner::Survey) => self.survey_piece(member, piece, buf, cx),
             Some(MapOwner::Status { op }) => self.status_map(op, buf, piece, cx),
             Some(MapOwner::Room { extent }) => self.room_map(extent, buf, cx),
+            Some(MapOwner::Newcomer) => self.newcomer_map(member, piece, buf, cx),
         }
     }
 

@@ -48,7 +48,7 @@ impl SyncState {
 
 impl Engine {
     /// Gives a SYNCSET its place. `targets` are sent it.
-    fn issue_syncset(
+    pub(crate) fn issue_syncset(
         &mut self,
         iss: MemberSet,
         trk: MemberSet,
@@ -57,7 +57,7 @@ impl Engine {
         cx: &mut Cx<'_>,
     ) -> Idx {
         debug_assert!(
-            self.maj <= iss.count() || iss == self.sync.iss,
+            self.membership.is_majority(iss) || iss == self.sync.iss,
             "I16: {iss:?}"
         );
         self.sync.n += 1;
@@ -79,9 +79,10 @@ impl Engine {
 
     /// D1: `member`, which is out since epoch `since`, may be told so once a SYNCSET of that epoch or
     /// of a later one is durable at a majority of members that count *now* (T22).
-    fn may_be_told(&self, since: u32) -> bool {
+    pub(crate) fn may_be_told(&self, since: u32) -> bool {
         let durable = |p: &Peer| p.epoch_done.is_some_and(|n| since <= n);
-        self.maj <= self.members_where(durable).and(self.sync.counted).count()
+        let holders = self.members_where(durable).and(self.sync.counted);
+        self.membership.is_majority(holders)
     }
 
     /// Enough must remain in sync, and enough of those must be reachable that the SYNCSET can become
@@ -90,8 +91,8 @@ impl Engine {
         let here = self.counted_here().without(member);
         self.open
             && self.opened
-            && self.maj <= self.sync.iss.without(member).count()
-            && self.maj <= here.count()
+            && self.membership.is_majority(self.sync.iss.without(member))
+            && self.membership.is_majority(here)
     }
 
     /// SYNCSET without `member`.
@@ -114,7 +115,7 @@ impl Engine {
     }
 
     /// What the in-sync members convert from their windows, the engine marks as well.
-    fn leave_trk(&mut self, member: MemberId) {
+    pub(crate) fn leave_trk(&mut self, member: MemberId) {
         self.stop_rebuild(member);
         self.mark_window(member);
         let uncleared = core::mem::take(&mut self.uncleared[member.index()]);
@@ -130,7 +131,9 @@ impl Engine {
         peer.in_flight_entries = 0;
         peer.in_flight_bytes = 0;
         peer.control.clear();
+        peer.generation_sent = 0;
         self.recount(cx);
+        self.spread_to(member, cx);
         if self.peers[member.index()].is_ours() {
             self.member_late(member, cx);
         }
@@ -309,7 +312,7 @@ impl Engine {
     /// The maps that go before a joining SYNCSET: what each absent member may lack, and the limbo.
     pub(crate) fn stage_for_join(&mut self, member: MemberId, idx: Idx) {
         self.peers[member.index()].staged_for = Some(idx);
-        for absent in self.cfg.members.without(member).iter() {
+        for absent in self.members.without(member).iter() {
             let mut map = self.absent[absent.index()].clone();
             map.union(&self.uncleared[absent.index()]);
             self.stage(member, MapKind::Dirty, absent, map);
@@ -340,7 +343,7 @@ impl Engine {
         if !self.open {
             return;
         }
-        for member in self.cfg.members.iter() {
+        for member in self.members.iter() {
             match self.peers[member.index()].standing {
                 Standing::Unknown => {}
                 Standing::InSync | Standing::Joining { .. } => self.tend_in_sync(member, cx),
@@ -392,6 +395,9 @@ impl Engine {
             return self.member_late(member, cx);
         }
         let surveyed = peer.survey.as_ref().is_some_and(|s| s.done);
+        if !self.may_be_tracked(member) {
+            return;
+        }
         if surveyed && self.may_be_told(since) && self.can_issue() && self.stop.is_none() {
             self.peers[member.index()].broken = false;
             self.track(member, since, cx);
@@ -575,7 +581,7 @@ impl Engine {
         }
         let timing = &self.cfg.timing;
         let mut first: Option<Monotonic> = None;
-        for member in self.cfg.members.iter() {
+        for member in self.members.iter() {
             let peer = &self.peers[member.index()];
             let lost = (!peer.is_ours()).then(|| peer.lost_at.after(timing.demote_after));
             let rest = Some(peer.rest_until);

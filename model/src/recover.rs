@@ -89,6 +89,8 @@ fn promise(own: usize, replica: &Replica, names: Names, variant: Variant) -> Pro
         credit_bytes: 0,
         member,
         voters: MemberSet::first(REPLICAS),
+        next: MemberSet::EMPTY,
+        joint: false,
         flags: StateFlags {
             tainted: replica.tainted && variant != Variant::TaintIgnored,
             need: replica.need != 0,

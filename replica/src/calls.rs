@@ -27,6 +27,7 @@ pub(crate) enum What {
         start: Idx,
     },
     Seal,
+    Reconfigure,
     Repair {
         tag: u64,
     },
@@ -47,6 +48,7 @@ impl What {
             | What::NeedSet
             | What::TermStart { .. }
             | What::Told { .. }
+            | What::Reconfigure
             | What::Seal => true,
             What::Vote
             | What::Drain

@@ -6,7 +6,7 @@ use crate::machine::{Context, Replica};
 use crate::maps::chunks_of;
 use crate::session::{PendingMap, Session};
 use crate::store::{StoreError, TermStart, Told};
-use trilith_block::{BufSlice, ConnId, Idx, MemberId, MemberSet, SyncEpoch, Term};
+use trilith_block::{BufSlice, ConnId, Idx, MemberId, MemberSet, Membership, SyncEpoch, Term};
 use trilith_wire::{Kind, Message, Reason};
 
 /// The term that a frame of an engine carries; `None` for frames that an engine does not send after
@@ -27,6 +27,7 @@ fn engine_term(message: &Message<'_>) -> Option<Term> {
         | Message::NeedSet { term }
         | Message::DirtyClear { term, .. }
         | Message::Seal { term, .. }
+        | Message::Reconfigure { term, .. }
         | Message::StepDown { term } => Some(term),
         Message::Append(ref append) => Some(append.term),
         Message::Hello(_)
@@ -50,7 +51,8 @@ fn engine_term(message: &Message<'_>) -> Option<Term> {
         | Message::HeartbeatDone { .. }
         | Message::ToldDone { .. }
         | Message::NeedSetDone { .. }
-        | Message::SealDone { .. } => None,
+        | Message::SealDone { .. }
+        | Message::ReconfigureDone { .. } => None,
     }
 }
 
@@ -71,9 +73,11 @@ fn copied(message: &Message<'_>) -> (Idx, u64) {
 impl Replica {
     /// I3, the fence: only the engine that the promise went to, in its term, with no vote under
     /// way, may do anything here but campaign.
-    fn refusal(&self, session: &Session, term: Term) -> Option<Reason> {
+    fn refusal(&self, session: &Session, term: Term, kind: Kind) -> Option<Reason> {
         if self.is_failed() {
             Some(Reason::Failed)
+        } else if self.facts().is_retired() && kind != Kind::Reconfigure {
+            Some(Reason::Config)
         } else if self.ballot.is_some()
             || term != self.promised_term()
             || session.engine != self.voted_engine()
@@ -89,7 +93,7 @@ impl Replica {
         let Some(term) = engine_term(message) else {
             return false;
         };
-        if self.refusal(session, term).is_some() {
+        if self.refusal(session, term, message.kind()).is_some() {
             return false;
         }
         match message {
@@ -116,7 +120,7 @@ impl Replica {
             crate::streams::release(payload, cx);
             return self.malformed(conn, cx);
         };
-        if let Some(reason) = self.refusal(session, term) {
+        if let Some(reason) = self.refusal(session, term, message.kind()) {
             crate::streams::release(payload, cx);
             let (idx, tag) = copied(message);
             return self.nack(conn, reason, message.kind(), idx, tag, cx);
@@ -208,6 +212,7 @@ impl Replica {
             }
             Message::Opened { .. } => self.opened_term(),
             Message::Seal { term, idx } => self.seal(conn, term, idx, cx),
+            Message::Reconfigure { term, config } => self.reconfigure(conn, term, config, cx),
             Message::StepDown { .. } => {
                 let engine = self.engine_of(conn);
                 self.lease.release(engine);
@@ -276,6 +281,7 @@ impl Replica {
             What::NeedSet => Kind::NeedSet,
             What::TermStart { .. } => Kind::TermStart,
             What::Told { .. } => Kind::Told,
+            What::Reconfigure => Kind::Reconfigure,
             _ => Kind::Seal,
         };
         let token = self.calls.add(Call { conn, term, what });
@@ -383,6 +389,16 @@ impl Replica {
         }
     }
 
+    /// RECONFIGURE (C20): the leader's configuration is durable before it is told to be. A leader
+    /// never has an older one than a member that promised to it, but its frame may be a late one.
+    fn reconfigure(&mut self, conn: ConnId, term: Term, config: Membership, cx: &mut Context<'_>) {
+        let call = |replica: &mut Self, token, _: &mut Context<'_>| {
+            let store = replica.store.as_mut();
+            store.map_or(Ok(()), |s| s.reconfigure(token, config))
+        };
+        self.control(conn, term, What::Reconfigure, call, cx);
+    }
+
     /// SEAL: the clean stop, if there is nothing that must be remembered.
     fn seal(&mut self, conn: ConnId, term: Term, idx: Idx, cx: &mut Context<'_>) {
         let facts = self.facts();
@@ -468,6 +484,10 @@ impl Replica {
             What::Seal => Message::SealDone {
                 term,
                 sealed: self.facts().sealed,
+            },
+            What::Reconfigure => Message::ReconfigureDone {
+                term,
+                generation: self.facts().cfg_gen,
             },
             What::Vote | What::Drain | What::Stop | What::Repair { .. } | What::Read { .. } => {
                 return;

@@ -45,7 +45,7 @@ impl Replica {
             Some(Reason::Failed)
         } else if p.attach_epoch < self.attach_epoch() {
             Some(Reason::AttachEpoch)
-        } else if p.cfg_gen < self.facts().cfg_gen {
+        } else if p.cfg_gen < self.facts().cfg_gen || self.facts().is_retired() {
             Some(Reason::Config)
         } else {
             None

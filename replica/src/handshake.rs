@@ -6,12 +6,12 @@ use crate::lease::Lease;
 use crate::limits::{SESSION_IDLE, SESSIONS_MAX};
 use crate::machine::{Context, Replica};
 use crate::session::Phase;
-use crate::store::{Facts, LeaseGrant};
+use crate::store::{Facts, GENERATION_FIRST, LeaseGrant};
 use alloc::boxed::Box;
 use core::time::Duration;
 use trilith_block::{ConnId, Idx, MemberId, MemberSet, Monotonic, SyncEpoch, Term, Uuid};
 use trilith_wire::auth::{self, Binding, Nonce, Role};
-use trilith_wire::limits::{PROTOCOL_MAX, PROTOCOL_MIN};
+use trilith_wire::limits::{PROTOCOL_MAX, PROTOCOL_MIN, PROTOCOL_RECONFIGURE};
 use trilith_wire::{Hello, Message, Reason};
 
 impl Replica {
@@ -93,8 +93,15 @@ impl Replica {
             // M12: whoever comes with an older attachment is fenced for good.
             return self.refuse(conn, Reason::AttachEpoch, 0, cx);
         }
-        if hello.cfg_gen < known.cfg_gen {
+        // C20: an engine that speaks of configurations learns the newer one from WELCOME. One that
+        // does not knows only those that were never changed.
+        let learns = binding.protocol >= PROTOCOL_RECONFIGURE;
+        if known.is_retired() || (!learns && hello.cfg_gen < known.cfg_gen) {
             return self.refuse(conn, Reason::Config, known.cfg_gen, cx);
+        }
+        if !learns && known.cfg_gen != GENERATION_FIRST {
+            let range = u64::from(PROTOCOL_RECONFIGURE) | u64::from(PROTOCOL_MAX) << 16;
+            return self.refuse(conn, Reason::Protocol, range, cx);
         }
         if !self.make_place(conn, hello.engine, cx) {
             return self.refuse(conn, Reason::Busy, 0, cx);
@@ -168,6 +175,8 @@ pub(crate) fn no_facts() -> Facts {
         replica: Uuid::NONE,
         member: MemberId::new(0).unwrap_or_else(|| unreachable!("member 0 is below the maximum")),
         voters: MemberSet::EMPTY,
+        next: MemberSet::EMPTY,
+        joint: false,
         capacity: 0,
         cfg_gen: 0,
         term: Term(0),

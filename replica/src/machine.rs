@@ -307,6 +307,8 @@ impl Replica {
             credit_bytes: self.config.credit_bytes,
             member: facts.member,
             voters: facts.voters,
+            next: facts.next,
+            joint: facts.joint,
             flags: StateFlags {
                 tainted: facts.tainted,
                 volatile_cache: facts.volatile_cache,

@@ -3,7 +3,9 @@
 use crate::store::{Facts, MapName, Store};
 pub use crate::timing::Latencies;
 use trilith_block::limits::MEMBERS_MAX;
-use trilith_block::{ExtentNo, Idx, MemberId, MemberSet, Monotonic, SyncEpoch, Term, Uuid};
+use trilith_block::{
+    ExtentNo, Idx, MemberId, MemberSet, Membership, Monotonic, SyncEpoch, Term, Uuid,
+};
 
 /// What a replica is doing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -16,6 +18,8 @@ pub enum Role {
     Rebuilding,
     /// It is in neither set: it votes and waits.
     Out,
+    /// It was replaced: it serves nobody any more.
+    Retired,
     /// Its store failed: the process is to be restarted.
     Failed,
     /// The process is stopping.
@@ -82,6 +86,8 @@ pub struct Status {
     pub lease_left_ms: u32,
     /// Attach epoch.
     pub attach_epoch: u64,
+    /// Its configuration.
+    pub config: Membership,
     /// Sync epoch.
     pub se: SyncEpoch,
     /// In-sync set.
@@ -158,6 +164,7 @@ impl crate::Replica {
             leader: self.lease.leader(now),
             lease_left_ms: crate::lease::millis(self.lease.left(now)),
             attach_epoch: self.attach_epoch(),
+            config: facts.membership(),
             se: facts.se,
             iss: facts.iss,
             trk: facts.trk,
@@ -193,6 +200,8 @@ impl crate::Replica {
             Role::Stopping
         } else if self.store().is_none() {
             Role::Opening
+        } else if facts.is_retired() {
+            Role::Retired
         } else if facts.iss.contains(facts.member) {
             Role::InSync
         } else if facts.trk.contains(facts.member) {

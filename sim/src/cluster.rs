@@ -64,6 +64,8 @@ pub enum Event {
     Accept(Host, u64),
     /// The supervisor looks after grants and engines.
     Supervise,
+    /// The operator wants a replica to be replaced.
+    Replace,
     /// The faults end, the cluster must heal.
     Heal,
     /// The healing phase looks how far things are.
@@ -143,6 +145,7 @@ impl Cluster {
             Event::Attach(client) => self.attach(client),
             Event::Accept(host, life) => self.accept_loss(host, life),
             Event::Supervise => self.supervise(),
+            Event::Replace => self.begin_replacement(),
             Event::Heal => self.heal(),
             Event::Probe => self.probe(),
         }
@@ -319,7 +322,8 @@ impl Cluster {
             Effect::Dial(member) => {
                 let conn = ConnId(node.next_conn);
                 node.next_conn += 1;
-                let line = self.network.dial(host, node.life, conn, member.index());
+                let target = self.config.host_of(member.index());
+                let line = self.network.dial(host, node.life, conn, target);
                 node.conns.insert(conn, (line, 0));
                 let delay = self.network.delay(host, &mut self.entropy);
                 self.world.after(delay, Event::Dial(line, 0));

@@ -144,6 +144,17 @@ pub struct Mix {
     pub places: u64,
 }
 
+/// A replica is replaced by a new one (C20).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Replacement {
+    /// Who leaves.
+    pub old: Host,
+    /// It is lost for good when the operator begins; else it lives on.
+    pub lost: bool,
+    /// When the operator begins.
+    pub at: Nanos,
+}
+
 /// A run.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -181,6 +192,8 @@ pub struct Config {
     pub safety: Nanos,
     /// What goes wrong, and when.
     pub plan: Vec<(Nanos, Fault)>,
+    /// A replica that is replaced while all this goes on.
+    pub replacement: Option<Replacement>,
     /// Replicas that stay away in the healing phase.
     pub dead: Vec<Host>,
     /// After healing: power loss of all, and a minority does not come back (I6).
@@ -197,13 +210,44 @@ pub struct Config {
     pub struck: Vec<(u64, Fault)>,
 }
 
+/// Seeds below it replace no replica, so that those which are kept as tests stay what they were.
+const REPLACEMENTS_FROM: u64 = 300_000;
 /// Number of engine hosts; they come after the replicas' hosts.
 pub const ENGINE_HOSTS: usize = 2;
 
 impl Config {
     /// Hosts in all.
     pub fn hosts(&self) -> usize {
-        self.replicas + ENGINE_HOSTS
+        self.replicas + ENGINE_HOSTS + usize::from(self.replacement.is_some())
+    }
+
+    /// The host of a replica comes after those of the engines.
+    pub fn is_replica(&self, host: Host) -> bool {
+        host < self.replicas || host >= self.replicas + ENGINE_HOSTS
+    }
+
+    /// Host of a member: a newcomer has the number after those of the first replicas.
+    pub fn host_of(&self, member: usize) -> Host {
+        if member < self.replicas {
+            member
+        } else {
+            member + ENGINE_HOSTS
+        }
+    }
+
+    /// Number of the replica on a host.
+    pub fn member_of(&self, host: Host) -> usize {
+        if host < self.replicas {
+            host
+        } else {
+            host - ENGINE_HOSTS
+        }
+    }
+
+    /// Hosts with a replica.
+    pub fn replica_hosts(&self) -> impl Iterator<Item = Host> + use<> {
+        let (first, hosts) = (self.replicas, self.hosts());
+        (0..first).chain(first + ENGINE_HOSTS..hosts)
     }
 
     /// Replicas that make a majority.
@@ -281,6 +325,7 @@ impl Config {
             credit_bytes: entropy.pick(&[1 << 20, 2 << 20, 8 << 20, 32 << 20]),
             safety,
             plan: Vec::new(),
+            replacement: None,
             dead: Vec::new(),
             final_cut: entropy.chance(1, 2),
             grants: entropy.chance(1, 4),
@@ -295,7 +340,30 @@ impl Config {
         config.sizes = draw_sizes(entropy, &config.geometry, replicas);
         config.plan = draw_plan(entropy, &config, quick);
         config.dead = draw_dead(entropy, replicas);
+        config.draw_replacement(entropy);
         config
+    }
+}
+
+impl Config {
+    /// One run in three replaces a replica. A lost one is the minority that may be lost; it is the
+    /// one whose disk may fail, so that it is the only bad one.
+    fn draw_replacement(&mut self, entropy: &mut Entropy) {
+        if self.seed < REPLACEMENTS_FROM || !entropy.chance(1, 3) {
+            return;
+        }
+        let lost = self.replicas > 2 && entropy.chance(1, 2);
+        let old = if lost {
+            0
+        } else {
+            entropy.index(self.replicas)
+        };
+        let at = entropy.below(self.safety);
+        if lost {
+            self.dead.clear();
+        }
+        self.skew_ppm.push(self.skew_ppm[old]);
+        self.replacement = Some(Replacement { old, lost, at });
     }
 }
 

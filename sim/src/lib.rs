@@ -29,6 +29,7 @@ pub mod limits;
 pub mod nbd;
 pub mod network;
 pub mod process;
+pub mod replace;
 pub mod run;
 pub mod shrink;
 pub mod small;

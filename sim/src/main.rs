@@ -146,6 +146,7 @@ struct Total {
     take_overs: u64,
     seals: u64,
     faults: u64,
+    replacements: u64,
     failures: Vec<(u64, String)>,
 }
 
@@ -167,6 +168,7 @@ impl Total {
         self.take_overs += report.counts.take_overs;
         self.seals += report.counts.seals;
         self.faults += report.counts.faults;
+        self.replacements += report.counts.replacements;
         if let Some(why) = report.failure {
             let first = why.lines().next().unwrap_or("").to_string();
             println!("seed {seed} FAILED in phase {:?}: {first}", report.phase);
@@ -231,7 +233,7 @@ fn many(arguments: &Arguments) -> ExitCode {
     );
     println!(
         "requests {:?} (asked, well, error); {} faults: {} crashes, {} power cuts, {} take-overs; \
-         {} terms active, {} losses accepted, {} clean stops",
+         {} terms active, {} losses accepted, {} clean stops, {} replacements",
         total.requests,
         total.faults,
         total.crashes,
@@ -239,7 +241,8 @@ fn many(arguments: &Arguments) -> ExitCode {
         total.take_overs,
         total.activations,
         total.losses,
-        total.seals
+        total.seals,
+        total.replacements
     );
     println!(
         "{} comparisons of replicas, {} differing blocks known to",

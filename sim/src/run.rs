@@ -60,7 +60,7 @@ pub struct Healing {
     safe_events: u64,
     since: Nanos,
     /// Deaths of replicas for good.
-    gone: Vec<Host>,
+    pub gone: Vec<Host>,
 }
 
 impl Healing {
@@ -135,7 +135,7 @@ pub fn run(config: Config, entropy: Entropy, detail: Detail) -> Report {
 }
 
 fn host_state(config: &Config, host: Host, supervisor: &mut Supervisor) -> HostState {
-    let replica = host < config.replicas;
+    let replica = config.is_replica(host);
     let peers = config.replicas;
     let disk = replica.then(|| {
         let layout = Layout::new(&config.geometry, config.capacity, peers, false);
@@ -192,7 +192,7 @@ impl Cluster {
             entropy,
             config,
         };
-        for host in 0..cluster.config.replicas {
+        for host in cluster.config.replica_hosts() {
             let replica = cluster.supervisor.new_uuid();
             let params = cluster.format_params(host, replica);
             if let Some(disk) = cluster.hosts[host].disk.as_mut() {
@@ -217,6 +217,9 @@ impl Cluster {
             self.world.at(at, Event::Fault(index));
         }
         self.world.after(SECONDS / 2, Event::Supervise);
+        if let Some(replacement) = self.config.replacement {
+            self.world.at(replacement.at, Event::Replace);
+        }
         self.world.at(self.config.safety, Event::Heal);
         while self.failure.is_none() && self.healing.phase != Phase::Done {
             let Some(event) = self.world.pop() else {
@@ -289,8 +292,8 @@ impl Cluster {
         for host in self.config.dead.clone() {
             self.bury(host);
         }
-        for host in 0..self.config.replicas {
-            if !self.hosts[host].gone {
+        for host in self.config.replica_hosts() {
+            if !self.hosts[host].gone && self.has_a_place(host) {
                 self.hosts[host].powered = true;
                 if self.hosts[host].node.is_none() {
                     let delay = self.entropy.range(0, 100 * MILLIS);
@@ -310,7 +313,8 @@ impl Cluster {
         self.world.after(50 * MILLIS, Event::Probe);
     }
 
-    fn bury(&mut self, host: Host) {
+    /// A replica never comes back.
+    pub fn bury(&mut self, host: Host) {
         let now = self.world.now();
         self.story
             .tell(now, || format!("replica {host} is gone for good"));
@@ -361,15 +365,17 @@ impl Cluster {
                 self.late(waited, ACTIVE_WITHIN);
             }
             Phase::Duty if idle && self.workload.duty.is_empty() => {
-                let all = self.healing.gone.is_empty();
+                let all = self.nobody_is_missing();
                 self.enter(if all { Phase::Rebuild } else { Phase::Settle });
             }
             Phase::LastDuty if idle && self.workload.duty.is_empty() => self.enter(Phase::Done),
             Phase::Duty | Phase::LastDuty => self.late(waited, DUTY_WITHIN),
-            Phase::Rebuild if mode == Some(Mode::Healthy) => self.enter(Phase::Settle),
+            Phase::Rebuild if mode == Some(Mode::Healthy) && self.replacement_is_over() => {
+                self.enter(Phase::Settle);
+            }
             Phase::Rebuild => self.late(waited, REBUILD_WITHIN),
             Phase::Settle if waited > 3 * SECONDS => {
-                if self.healing.gone.is_empty() {
+                if self.nobody_is_missing() {
                     self.compare();
                 }
                 self.check_buffers();
@@ -462,9 +468,10 @@ impl Cluster {
 
     /// I21: all replicas hold the same bytes.
     fn compare(&mut self) {
-        let disks: Vec<&Disk> = self.hosts[..self.config.replicas]
-            .iter()
-            .filter_map(|h| h.disk.as_ref())
+        let disks: Vec<&Disk> = self
+            .voter_hosts()
+            .into_iter()
+            .filter_map(|h| self.hosts[h].disk.as_ref())
             .collect();
         let pages = disks
             .iter()
@@ -500,17 +507,19 @@ impl Cluster {
 
     /// I6: the power of everything is cut, a minority of the replicas never comes back.
     fn last_cut(&mut self) {
-        let replicas = self.config.replicas;
-        let mut left = (replicas - 1) / 2 - self.healing.gone.len().min((replicas - 1) / 2);
+        let voters = self.voter_hosts();
+        let replicas = voters.len();
+        let gone = voters.iter().filter(|h| self.hosts[**h].gone).count();
+        let mut left = (replicas - 1) / 2 - gone.min((replicas - 1) / 2);
         let lose = self.entropy.chance(2, 3);
-        for host in 0..replicas {
+        for (place, host) in voters.into_iter().enumerate() {
             let cut = self.entropy.pick(&[Cut::LoseAll, Cut::Pages, Cut::Sectors]);
             if self.hosts[host].gone {
                 continue;
             }
             self.cut_power(host, cut);
             let chosen = self.entropy.chance(1, 2);
-            if lose && left > 0 && (chosen || replicas - host <= left) {
+            if lose && left > 0 && (chosen || replicas - place <= left) {
                 left -= 1;
                 self.bury(host);
             } else {

@@ -169,6 +169,7 @@ fn config(order: u64, faults: Vec<(u64, Fault)>) -> Config {
         credit_bytes: 1 << 20,
         safety: 6 * SECONDS,
         plan: Vec::new(),
+        replacement: None,
         dead: Vec::new(),
         final_cut: false,
         grants: false,

@@ -117,12 +117,18 @@ pub fn format(disk: &mut Disk, params: &FormatParams, entropy: &mut crate::entro
 impl Cluster {
     /// Parameters that a replica is formatted with.
     pub fn format_params(&self, host: Host, replica: Uuid) -> FormatParams {
+        let first = MemberSet::first(self.config.replicas);
+        let newcomer = host >= self.config.replicas;
         FormatParams {
             volume: self.supervisor.volume,
             replica,
-            member: MemberId::new(host).expect("few members"),
-            voters: MemberSet::first(self.config.replicas),
-            iss: MemberSet::first(self.config.replicas),
+            member: MemberId::new(self.config.member_of(host)).expect("few members"),
+            voters: match self.config.replacement.filter(|_| newcomer) {
+                Some(r) => crate::replace::voters_after(&self.config, &r),
+                None => first,
+            },
+            newcomer,
+            iss: if newcomer { MemberSet::EMPTY } else { first },
             capacity: self.config.capacity,
             geometry: self.config.geometry,
             same_device: false,
@@ -367,7 +373,7 @@ impl Cluster {
             return;
         }
         self.hosts[host].powered = true;
-        if host < self.config.replicas {
+        if self.config.is_replica(host) {
             self.schedule_start(host, MILLIS);
         }
     }

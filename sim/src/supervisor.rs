@@ -9,7 +9,7 @@ use crate::network::Host;
 use crate::process::{Effect, EngineProgram, Node, Program};
 use crate::world::{MILLIS, Nanos, SECONDS};
 use std::collections::{BTreeMap, VecDeque};
-use trilith_block::{Actions, Buffers, Machine, MemberSet, Uuid};
+use trilith_block::{Actions, Buffers, Machine, Membership, Uuid};
 use trilith_engine::{Engine, EngineConfig, ExitReason, Mode, Operator, Waiting};
 
 /// What the supervisor and the operator know.
@@ -37,6 +37,12 @@ pub struct Supervisor {
     leaders: BTreeMap<u64, Uuid>,
     /// Durable facts of each replica as last seen.
     seen: BTreeMap<Host, trilith_replica::store::Facts>,
+    /// The configuration that the active engine went by last.
+    pub membership: Membership,
+    /// I18.
+    pub configs: crate::check::configs::Configs,
+    /// The newcomer of a replacement runs.
+    pub newcomer: bool,
     /// What to do when an engine that was told to stop has stopped.
     restart_replicas: bool,
     /// Counts for the report.
@@ -60,6 +66,8 @@ pub struct Counts {
     pub seals: u64,
     /// Faults that struck.
     pub faults: u64,
+    /// Replicas that were replaced to the end.
+    pub replacements: u64,
 }
 
 /// The end of a fault.
@@ -110,6 +118,9 @@ impl Supervisor {
             take_over_waits: false,
             leaders: BTreeMap::new(),
             seen: BTreeMap::new(),
+            membership: trilith_block::MemberSet::first(active).into(),
+            configs: crate::check::configs::Configs::default(),
+            newcomer: false,
             restart_replicas: false,
             counts: Counts::default(),
         }
@@ -171,7 +182,7 @@ impl Cluster {
             uuid,
             self.supervisor.volume,
             self.supervisor.secret,
-            MemberSet::first(self.config.replicas),
+            self.known_members(),
             self.supervisor.random32(),
         );
         let last = self.supervisor.last_uuid.insert(host, uuid);
@@ -179,7 +190,8 @@ impl Cluster {
             config.supersedes = last.unwrap_or(Uuid::NONE);
         }
         config.attach_epoch = epoch;
-        config.cfg_gen = 1;
+        // Once a replacement has begun only the replicas know.
+        config.cfg_gen = u64::from(!self.supervisor.newcomer);
         config.loss_bound = self.supervisor.client_loss;
         config.capacity_bytes = if self.entropy.chance(1, 2) {
             self.config.capacity
@@ -217,7 +229,7 @@ impl Cluster {
 
     /// A process of an engine's host is gone: its clients learn it.
     pub fn engine_gone(&mut self, host: Host) {
-        if host >= self.config.replicas {
+        if !self.config.is_replica(host) {
             self.clients_lose(host);
         }
     }
@@ -266,7 +278,7 @@ impl Cluster {
             ExitReason::Stopped { sealed } => {
                 self.supervisor.counts.seals += u64::from(sealed);
                 if std::mem::take(&mut self.supervisor.restart_replicas) {
-                    for replica in 0..self.config.replicas {
+                    for replica in self.config.replica_hosts() {
                         if self.hosts[replica].node.is_some() {
                             self.kill(replica);
                             let delay = self.entropy.range(MILLIS, SECONDS);
@@ -306,6 +318,9 @@ impl Cluster {
             return;
         };
         let facts = store.facts();
+        if let Some(why) = self.supervisor.configs.durable(host, facts.membership()) {
+            return self.fail(why);
+        }
         let broken = self.supervisor.seen.get(&host).and_then(|before| {
             let before = *before;
             let back = [
@@ -351,7 +366,6 @@ impl Cluster {
     pub fn watch(&mut self, host: Host, node: &mut Node) {
         self.watch_replica(host, node);
         let clock = self.clock(host);
-        let replicas = self.config.replicas;
         let Some(engine) = node.engine() else { return };
         let mode = engine.machine.mode();
         if !mode.is_active() {
@@ -361,6 +375,19 @@ impl Cluster {
             return;
         }
         engine.turns += 1;
+        let in_force = engine.machine.membership();
+        if self.supervisor.membership != in_force {
+            self.supervisor.membership = in_force;
+            let now = self.world.now();
+            self.story
+                .tell(now, || format!("engine on {host} goes by {in_force:?}"));
+            let term = engine.machine.status(clock).term.0;
+            let broken = self.supervisor.configs.in_force(term, in_force);
+            self.supervisor.counts.replacements = self.supervisor.configs.settled;
+            if let Some(why) = broken {
+                return self.fail(why);
+            }
+        }
         if engine.turns % 16 == 1 {
             let status = engine.machine.status(clock);
             let (term, uuid) = (status.term.0, engine.uuid);
@@ -376,7 +403,7 @@ impl Cluster {
                     self.check_activation(status.counted);
                 }
             }
-            if status.counted.count() < replicas / 2 + 1 {
+            if !status.membership.is_majority(status.counted) {
                 let why = format!("R8: active in term {term} with {:?}", status.counted);
                 return self.fail(why);
             }
@@ -433,7 +460,8 @@ impl Cluster {
     /// Grants, once a second.
     pub fn supervise(&mut self) {
         self.world.after(SECONDS, Event::Supervise);
-        for replica in 0..self.config.replicas {
+        self.tend_replacement();
+        for replica in self.config.replica_hosts() {
             if !self.hosts[replica].paused {
                 self.space_changed(replica);
             }
@@ -462,7 +490,7 @@ impl Cluster {
     }
 
     /// Asks the active engine for something.
-    fn ask(&mut self, wish: Operator) {
+    pub fn ask(&mut self, wish: Operator) {
         let host = self.supervisor.active;
         let clock = self.clock(host);
         if self.hosts[host].paused {
@@ -472,7 +500,7 @@ impl Cluster {
             return;
         };
         if let Some((engine, arena)) = node.engine_and_arena() {
-            engine.stopping = true;
+            engine.stopping |= matches!(wish, Operator::Stop | Operator::StepDown);
             let event = trilith_engine::Event::Operator(wish);
             engine.machine.step(clock, event, arena, &mut engine.out);
         }

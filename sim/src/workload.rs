@@ -464,19 +464,11 @@ impl Cluster {
                 _ => self.history.acceptable(block, self.history.instant()),
             };
             let Some(good) = good else { continue };
-            let holders = self.hosts[..self.config.replicas]
-                .iter()
-                .filter_map(|h| h.disk.as_ref())
-                .map(|d| d.first_word(block as usize, stable))
-                .filter(|word| {
-                    crate::check::volume::History::value_of(block * BLOCK, *word)
-                        .is_some_and(|v| good.contains(&v))
-                })
-                .count();
-            if holders < self.config.majority() {
+            let holders = self.holders(block, stable, &good);
+            if !self.is_decided(holders) {
                 let rule = if stable { "Q6" } else { "I4" };
                 return self.fail(format!(
-                    "{rule}: #{number} {:?} is answered, and {holders} disks hold block {block} ({good:?})",
+                    "{rule}: #{number} {:?} is answered, and {holders:?} hold block {block} ({good:?})",
                     wish.op
                 ));
             }

@@ -8,7 +8,7 @@ use crate::message::{
 use crate::state::ReplicaState;
 use alloc::vec::Vec;
 use trilith_block::limits::{BLOCK_BYTES, EXTENT_BLOCKS};
-use trilith_block::{BlockRange, Blocks, Idx, Lba, MemberId, MemberSet, Term, Uuid};
+use trilith_block::{BlockRange, Blocks, Idx, Lba, MemberId, MemberSet, Membership, Term, Uuid};
 
 /// Reads fields of one frame and names the one that is wrong.
 struct Fields<'a> {
@@ -91,6 +91,26 @@ impl<'a> Fields<'a> {
         }
     }
 
+    fn membership(
+        &self,
+        generation: u64,
+        voters: u32,
+        next: u32,
+        joint: bool,
+    ) -> Result<Membership, WireError> {
+        let config = Membership {
+            generation,
+            voters: self.set(voters)?,
+            next: self.set(next)?,
+            joint,
+        };
+        if config.is_valid() {
+            Ok(config)
+        } else {
+            Err(self.bad("configuration"))
+        }
+    }
+
     fn reason(&self, value: u32) -> Result<Reason, WireError> {
         u8::try_from(value)
             .ok()
@@ -119,8 +139,11 @@ impl<'a> Fields<'a> {
     fn state(&self) -> Result<ReplicaState, WireError> {
         self.exact_ext(ReplicaState::BYTES)?;
         let state = ReplicaState::decode(self.ext).ok_or(self.bad("member"))?;
-        for set in [state.iss, state.trk, state.voters] {
+        for set in [state.iss, state.trk, state.voters, state.next] {
             self.set(set.0)?;
+        }
+        if !state.membership().is_valid() {
+            return Err(self.bad("configuration"));
         }
         Ok(state)
     }
@@ -394,6 +417,14 @@ impl<'a> Message<'a> {
                 sealed: h.a1 != 0,
             },
             Kind::StepDown => Message::StepDown { term },
+            Kind::Reconfigure => Message::Reconfigure {
+                term,
+                config: f.membership(h.a0, h.a1, h.a2, h.flags & 1 != 0)?,
+            },
+            Kind::ReconfigureDone => Message::ReconfigureDone {
+                term,
+                generation: h.a0,
+            },
         };
         Ok(message)
     }
@@ -439,6 +470,8 @@ impl<'a> Message<'a> {
             Message::Seal { .. } => Kind::Seal,
             Message::SealDone { .. } => Kind::SealDone,
             Message::StepDown { .. } => Kind::StepDown,
+            Message::Reconfigure { .. } => Kind::Reconfigure,
+            Message::ReconfigureDone { .. } => Kind::ReconfigureDone,
         }
     }
 
@@ -653,6 +686,11 @@ impl<'a> Message<'a> {
             }
             Message::Seal { term, idx } => (h.term, h.idx) = (term.0, idx.0),
             Message::SealDone { term, sealed } => (h.term, h.a1) = (term.0, u32::from(sealed)),
+            Message::Reconfigure { term, config } => {
+                (h.term, h.a0, h.flags) = (term.0, config.generation, u16::from(config.joint));
+                (h.a1, h.a2) = (config.voters.0, config.next.0);
+            }
+            Message::ReconfigureDone { term, generation } => (h.term, h.a0) = (term.0, generation),
             Message::ReconcileDone { term }
             | Message::Opened { term }
             | Message::ToldDone { term }

@@ -102,6 +102,10 @@ byte_enum! {
         SealDone = 37,
         /// e->r
         StepDown = 38,
+        /// e->r
+        Reconfigure = 39,
+        /// r->e
+        ReconfigureDone = 40,
     }
 }
 

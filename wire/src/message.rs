@@ -9,7 +9,7 @@ use crate::auth::{Nonce, Proof};
 use crate::frame::u64_at;
 pub use crate::kinds::{EntryOp, EntryStatus, Kind, MapKind, Reason};
 use crate::state::ReplicaState;
-use trilith_block::{BlockRange, Idx, MemberId, MemberSet, Term, Uuid};
+use trilith_block::{BlockRange, Idx, MemberId, MemberSet, Membership, Term, Uuid};
 
 /// e->r, first frame of a session.
 /// Header: `term` the engine's last known term; `a0` attach_epoch; `a1` protocol_min | protocol_max
@@ -460,6 +460,22 @@ pub enum Message<'a> {
         term: Term,
         /// The clean record is durable.
         sealed: bool,
+    },
+    /// e->r (C20): make this configuration durable and go by it, if it is newer than the one that is
+    /// known; a member that is new in it may lack all that is allocated. Protocol 2. `a0` generation;
+    /// `a1` voters; `a2` next voters; flags bit 0 joint.
+    Reconfigure {
+        /// Engine's term.
+        term: Term,
+        /// The configuration.
+        config: Membership,
+    },
+    /// r->e: it, or a newer one, is durable. `a0` generation of what is.
+    ReconfigureDone {
+        /// Term of the RECONFIGURE.
+        term: Term,
+        /// Generation that is durable.
+        generation: u64,
     },
     /// e->r: the engine gives up its lease and its leadership.
     StepDown {

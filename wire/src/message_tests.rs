@@ -71,6 +71,8 @@ fn state() -> ReplicaState {
         credit_bytes: 17,
         member: member(2),
         voters: MemberSet(7),
+        next: MemberSet(11),
+        joint: true,
         flags: StateFlags {
             tainted: true,
             need: true,
@@ -361,6 +363,25 @@ fn all() -> Vec<(Message<'static>, u32)> {
         (Message::Seal { term, idx }, 0),
         (Message::SealDone { term, sealed: true }, 0),
         (Message::StepDown { term }, 0),
+        (
+            Message::Reconfigure {
+                term,
+                config: Membership {
+                    generation: 0x70001,
+                    voters: MemberSet(7),
+                    next: MemberSet(11),
+                    joint: true,
+                },
+            },
+            0,
+        ),
+        (
+            Message::ReconfigureDone {
+                term,
+                generation: 0x70001,
+            },
+            0,
+        ),
     ]
 }
 
@@ -408,6 +429,37 @@ fn any_flipped_bit_is_noticed() {
             let outcome = decode(&bad);
             assert!(outcome.is_err(), "{message:?}: bit {bit} went unnoticed");
         }
+    }
+}
+
+#[test]
+fn a_configuration_that_makes_no_sense_is_an_error() {
+    let mut encoder = Encoder::new();
+    for (voters, next, joint) in [
+        (0, 0, false),
+        (7, 0, true),
+        (7, 7, false),
+        (7, 0b111_000, true),
+        (7, 3, false),
+    ] {
+        let config = Membership {
+            generation: 9,
+            voters: MemberSet(voters),
+            next: MemberSet(next),
+            joint,
+        };
+        let term = Term(1);
+        let message = Message::Reconfigure { term, config };
+        let head = encoder.head(&message, 0, &Crc).to_vec();
+        assert!(decode(&head).unwrap().0.message().is_err(), "{config:?}");
+        let welcome = Message::Welcome(ReplicaState {
+            voters: config.voters,
+            next: config.next,
+            joint,
+            ..state()
+        });
+        let head = encoder.head(&welcome, 0, &Crc).to_vec();
+        assert!(decode(&head).unwrap().0.message().is_err(), "{config:?}");
     }
 }
 

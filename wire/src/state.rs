@@ -2,7 +2,10 @@
 
 use crate::frame::{u32_at, u64_at};
 use alloc::vec::Vec;
-use trilith_block::{Idx, MemberId, MemberSet, SyncEpoch, Term, Uuid};
+use trilith_block::{Idx, MemberId, MemberSet, Membership, SyncEpoch, Term, Uuid};
+
+/// Bit of `next` that says joint.
+const JOINT_BIT: u32 = 31;
 
 /// Yes-or-no facts of a replica.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -47,7 +50,8 @@ impl StateFlags {
 /// attach_epoch u64; 80 cfg_gen u64; 88 se_term u64; 96 se_n u32; 100 iss u32; 104 trk u32; 108 loss
 /// u32; 112 w u64; 120 upto u64; 128 tidx u64; 136 capacity u64; 144 free_extents u64; 152
 /// credit_entries u32; 156 credit_bytes u32; 160 member u32; 164 voters u32; 168 flags u32; 172
-/// lease_left_ms u32; 176 window_count u32; 180 reserved u32; 184 max_idx u64`.
+/// lease_left_ms u32; 176 window_count u32; 180 next u32
+/// (members; bit 31 joint); 184 max_idx u64`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ReplicaState {
     /// Its identity; a wiped disk gets a new one.
@@ -92,6 +96,10 @@ pub struct ReplicaState {
     pub member: MemberId,
     /// Voters of its configuration.
     pub voters: MemberSet,
+    /// Voters that are to be, while a change of the configuration runs; else empty.
+    pub next: MemberSet,
+    /// Both of them decide.
+    pub joint: bool,
     /// Yes-or-no facts.
     pub flags: StateFlags,
     /// What is left of a lease that it granted to `leader`, in milliseconds.
@@ -107,6 +115,16 @@ impl ReplicaState {
     /// True when the replica is in the in-sync set of its own durable epoch.
     pub fn is_complete(&self) -> bool {
         self.iss.contains(self.member)
+    }
+
+    /// Its configuration.
+    pub fn membership(&self) -> Membership {
+        Membership {
+            generation: self.cfg_gen,
+            voters: self.voters,
+            next: self.next,
+            joint: self.joint,
+        }
     }
 
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
@@ -137,7 +155,7 @@ impl ReplicaState {
             self.flags.to_bits(),
             self.lease_left_ms,
             self.window_count,
-            0,
+            self.next.0 | u32::from(self.joint) << JOINT_BIT,
         ] {
             out.extend_from_slice(&v.to_le_bytes());
         }
@@ -180,6 +198,8 @@ impl ReplicaState {
             flags: StateFlags::from_bits(u32_at(bytes, 168)),
             lease_left_ms: u32_at(bytes, 172),
             window_count: u32_at(bytes, 176),
+            next: MemberSet(u32_at(bytes, 180) & !(1 << JOINT_BIT)),
+            joint: u32_at(bytes, 180) >> JOINT_BIT != 0,
             max_idx: Idx(u64_at(bytes, 184)),
         })
     }

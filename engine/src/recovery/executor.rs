@@ -59,8 +59,6 @@ pub struct Recovery {
     live: MemberSet,
     /// The first in-sync set as far as it is still possible.
     iss: MemberSet,
-    /// Fewer members than this are not worth a term: start again with another plan.
-    goal: usize,
     /// Members that owe RECONCILEDONE or TERMSTARTDONE.
     waiting: MemberSet,
     loss_durable: MemberSet,
@@ -89,7 +87,6 @@ impl Recovery {
             phase: Phase::Idle,
             live: plan.quorum,
             iss: plan.first_iss,
-            goal: plan.majority().min(plan.first_iss.count()).max(1),
             waiting: MemberSet::EMPTY,
             loss_durable: plan.loss_known,
             counted: MemberSet::EMPTY,
@@ -269,7 +266,7 @@ impl Recovery {
     }
 
     fn end_reconcile(&mut self, out: &mut Vec<RecoveryStep>) {
-        let remembered = self.plan.majority() <= self.loss_durable.count();
+        let remembered = self.plan.is_majority(self.loss_durable);
         if !self.waiting.and(self.iss).is_empty() || (!remembered && !self.waiting.is_empty()) {
             return;
         }
@@ -475,7 +472,7 @@ impl Recovery {
         for member in run.targets.and(self.iss).iter() {
             self.leave_out(member);
         }
-        if self.iss.count() < self.goal {
+        if !self.is_enough(self.iss) {
             self.fail(Failure::Unreadable(run.source, run.range), out);
         }
     }
@@ -513,10 +510,20 @@ impl Recovery {
             | EntryStatus::NoSpace
             | EntryStatus::Refused => {
                 self.leave_out(member);
-                if self.iss.count() < self.goal {
+                if !self.is_enough(self.iss) {
                     self.fail(Failure::TooFew, out);
                 }
             }
+        }
+    }
+
+    /// Fewer members than these are not worth a term: start again with another plan.
+    fn is_enough(&self, set: MemberSet) -> bool {
+        let first = self.plan.first_iss;
+        if self.plan.is_majority(first) {
+            self.plan.is_majority(set)
+        } else {
+            !set.is_empty() && first.count() <= set.count()
         }
     }
 
@@ -544,7 +551,7 @@ impl Recovery {
             Phase::TermStart => {
                 // Everyone is equal by now, and TERMSTART with this in-sync set is on its way: the
                 // member stays in it, uncounted. Its own need covers what it may lack.
-                if self.counted.or(self.waiting).count() < self.goal {
+                if !self.is_enough(self.counted.or(self.waiting)) {
                     self.fail(Failure::TooFew, out);
                 }
                 return;
@@ -563,7 +570,7 @@ impl Recovery {
                 self.read_elsewhere(at, out);
             }
         }
-        if self.phase != Phase::Ended && self.iss.count() < self.goal {
+        if self.phase != Phase::Ended && !self.is_enough(self.iss) {
             self.fail(Failure::TooFew, out);
         }
     }

@@ -10,7 +10,9 @@ use alloc::vec::Vec;
 use core::cmp::Reverse;
 use core::time::Duration;
 use trilith_block::limits::{BLOCK_SHIFT, CHUNK_BLOCKS};
-use trilith_block::{BlockRange, Blocks, ChunkMap, ExtentNo, Idx, Lba, MemberId, MemberSet, Term};
+use trilith_block::{
+    BlockRange, Blocks, ChunkMap, ExtentNo, Idx, Lba, MemberId, MemberSet, Membership, Term,
+};
 use trilith_wire::SlotStatus;
 
 /// Default of [`Policy::small_bytes`]: copied in well under a second.
@@ -60,8 +62,8 @@ pub enum Blocked {
 pub struct Plan {
     /// Acknowledged but unflushed writes may be gone; `loss` was raised (R2).
     pub lossy: bool,
-    /// All voters.
-    pub voters: MemberSet,
+    /// The configuration; what decides is in it.
+    pub membership: Membership,
     /// Q: voters that promised.
     pub quorum: MemberSet,
     /// Tm: highest term of a sync epoch in Q.
@@ -74,7 +76,7 @@ pub struct Plan {
     pub overrides: Vec<Override>,
     /// U: chunks whose value no majority has agreed on (R4). Limbo of the new term.
     pub limbo: ChunkMap,
-    /// D: for each voter the chunks where it may differ from the canonical content (R4).
+    /// D: for each member the chunks where it may differ from the canonical content (R4).
     pub differing: MemberMaps,
     /// For each voter the chunks of its failed slots: they are written anew there before the term
     /// starts, even where its own content is the canonical one (M3).
@@ -90,9 +92,9 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Number of voters that make a majority.
-    pub fn majority(&self) -> usize {
-        majority(self.voters)
+    /// True when `set` can decide (of a joint configuration: by a majority of both sets of voters).
+    pub fn is_majority(&self, set: MemberSet) -> bool {
+        self.membership.is_majority(set)
     }
 
     /// Who holds the canonical value of a block.
@@ -145,22 +147,29 @@ impl Voter<'_> {
     }
 }
 
-/// Computes the plan. Cost: linear in the maps and in the blocks of all windows.
+/// Computes the plan. Of a joint configuration Q needs a majority of both sets of voters (C20); a
+/// newcomer that only learns has no say, but what it lacks is worked out. Cost: linear in the maps and in the blocks of all windows.
 ///
 /// # Errors
 /// [`Blocked`]: more promises (or more time) are needed.
-pub fn plan(promises: &[Promise], voters: MemberSet, policy: &Policy) -> Result<Plan, Blocked> {
+pub fn plan(
+    promises: &[Promise],
+    membership: impl Into<Membership>,
+    policy: &Policy,
+) -> Result<Plan, Blocked> {
+    let membership = membership.into();
+    let electors = membership.electors();
     let capacity_blocks = policy.capacity_bytes >> BLOCK_SHIFT;
     let mut quorum = MemberSet::EMPTY;
     let mut distinct: Vec<&Promise> = Vec::new();
     for promise in promises {
-        if voters.contains(promise.member) && !quorum.contains(promise.member) {
+        if electors.contains(promise.member) && !quorum.contains(promise.member) {
             quorum = quorum.with(promise.member);
             distinct.push(promise);
         }
     }
-    let missing = voters.minus(quorum);
-    if quorum.count() < majority(voters) {
+    let missing = electors.minus(quorum);
+    if !membership.is_majority(quorum) {
         return Err(Blocked::NoMajority { missing });
     }
     let tm = distinct
@@ -170,9 +179,9 @@ pub fn plan(promises: &[Promise], voters: MemberSet, policy: &Policy) -> Result<
         .unwrap_or_default();
     let q: Vec<Voter<'_>> = distinct.iter().map(|p| classify(p, tm)).collect();
 
-    let lossy = is_lossy(&q, voters, missing);
+    let lossy = is_lossy(&q, membership.voters, missing);
     if lossy {
-        may_lose(&q, voters, missing, policy)?;
+        may_lose(&q, &membership, missing, policy)?;
     }
     let base = choose_base(&q, lossy).ok_or(Blocked::NoSource { missing })?;
 
@@ -185,7 +194,7 @@ pub fn plan(promises: &[Promise], voters: MemberSet, policy: &Policy) -> Result<
     let overrides = overrides(&witnesses, base.member(), &accepted, capacity_blocks);
 
     let limbo = limbo(&q, base, tm, lossy, capacity_blocks);
-    let differing = differing(&q, voters, base, tm, &limbo, capacity_blocks);
+    let differing = differing(&q, membership.members(), base, tm, &limbo, capacity_blocks);
     let highest_loss = q.iter().map(|v| v.promise.state.loss).max().unwrap_or(0);
     let loss = if lossy {
         highest_loss.saturating_add(1)
@@ -193,11 +202,11 @@ pub fn plan(promises: &[Promise], voters: MemberSet, policy: &Policy) -> Result<
         highest_loss
     };
     let loss_known = set_of(q.iter().filter(|v| v.promise.state.loss == loss));
-    let first_iss = choose_first_iss(&q, voters, base, &differing, policy.small_bytes);
+    let first_iss = choose_first_iss(&q, &membership, base, &differing, policy.small_bytes);
     let start = highest_idx(&q).next();
     Ok(Plan {
         lossy,
-        voters,
+        membership,
         quorum,
         tm,
         base: base.member(),
@@ -239,6 +248,9 @@ fn classify(promise: &Promise, tm: Term) -> Voter<'_> {
 /// M7: a void member outside the in-sync set of the highest epoch in M is known. The engine stopped
 /// counting it when it *issued* that SYNCSET, which is a barrier: whoever holds that epoch durably
 /// (the base, by R3) holds every entry committed with the void member's ack, durably.
+///
+/// C20: every commit quorum of Tm has a majority of `voters`, also when the configuration is joint: an
+/// engine commits by the next voters alone only once that is durable at a majority of them.
 fn is_lossy(q: &[Voter<'_>], voters: MemberSet, missing: MemberSet) -> bool {
     let newest = q
         .iter()
@@ -250,18 +262,19 @@ fn is_lossy(q: &[Voter<'_>], voters: MemberSet, missing: MemberSet) -> bool {
             newest.is_some_and(|(se, iss)| v.promise.state.se < se && !iss.contains(v.member()));
         v.in_m && v.void && !demoted
     });
-    majority(voters) <= missing.count() + unknown.count()
+    let unknown = missing.or(set_of(unknown));
+    majority(voters) <= unknown.and(voters).count()
 }
 
 /// R2, the policy: go on at once when nobody is missing, else after the configured wait. Never with
 /// fewer than a majority of working devices: what was flushed may be on the others only.
 fn may_lose(
     q: &[Voter<'_>],
-    voters: MemberSet,
+    membership: &Membership,
     missing: MemberSet,
     policy: &Policy,
 ) -> Result<(), Blocked> {
-    if q.iter().filter(|v| v.works()).count() < majority(voters) {
+    if !membership.is_majority(set_of(q.iter().filter(|v| v.works()))) {
         return Err(Blocked::NoSource { missing });
     }
     if missing.is_empty() {
@@ -331,14 +344,14 @@ fn limbo(
 /// most inside U.
 fn differing(
     q: &[Voter<'_>],
-    voters: MemberSet,
+    members: MemberSet,
     base: &Voter<'_>,
     tm: Term,
     limbo: &ChunkMap,
     capacity_blocks: u64,
 ) -> MemberMaps {
     let mut differing = MemberMaps::new();
-    for member in voters.iter() {
+    for member in members.iter() {
         let map = differing.get_mut(member);
         *map = limbo.clone();
         if member == base.member() {
@@ -384,7 +397,7 @@ fn failed_chunks(q: &[Voter<'_>], capacity_blocks: u64) -> MemberMaps {
 /// comes last, a failed device never.
 fn choose_first_iss(
     q: &[Voter<'_>],
-    voters: MemberSet,
+    membership: &Membership,
     base: &Voter<'_>,
     differing: &MemberMaps,
     small_bytes: u64,
@@ -406,7 +419,7 @@ fn choose_first_iss(
     let mut iss = MemberSet::EMPTY;
     for (failed_slot, not_base, bytes, member) in order {
         let wanted = !failed_slot && (!not_base || bytes <= small_bytes);
-        if wanted || iss.count() < majority(voters) {
+        if wanted || !membership.is_majority(iss) {
             iss = iss.with(member);
         }
     }

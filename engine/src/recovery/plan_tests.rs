@@ -3,7 +3,7 @@
 use super::testing::{chunks, member, policy, promise, range, set};
 use super::*;
 use core::time::Duration;
-use trilith_block::{Idx, Lba, MemberSet, Term};
+use trilith_block::{Idx, Lba, MemberSet, Membership, Term};
 use trilith_wire::SlotStatus;
 
 const ALL: [usize; 3] = [0, 1, 2];
@@ -660,4 +660,68 @@ fn a_half_done_repair_is_finished_by_another_quorum() {
         (plan.base, plan.limbo),
         (member(1), chunks(&[range(0, 16)]))
     );
+}
+
+/// C20.
+#[test]
+fn a_joint_configuration_needs_a_majority_of_both_sets_of_voters() {
+    let joint = Membership {
+        generation: 9,
+        voters: set(&[0, 1, 2]),
+        next: set(&[0, 1, 3]),
+        joint: true,
+    };
+    let learns = Membership {
+        joint: false,
+        ..joint
+    };
+    let all = [0, 1, 2, 3];
+    for (members, of_joint, of_learns) in [
+        (&[0, 1][..], true, true),
+        (&[0, 2], false, true),
+        (&[0, 3], false, false),
+        (&[0, 2, 3], true, true),
+        (&[2, 3], false, false),
+    ] {
+        let promises: Vec<Promise> = members
+            .iter()
+            .map(|m| promise(*m, (1, 0), &all, 5))
+            .collect();
+        let can = |config| plan(&promises, config, &policy()).is_ok();
+        assert_eq!(
+            (can(joint), can(learns)),
+            (of_joint, of_learns),
+            "{members:?}"
+        );
+    }
+    // What was committed has a majority of the old voters, whatever the new one has lost.
+    let mut promises = [0, 2, 3].map(|m| promise(m, (1, 0), &all, 5));
+    promises[2] = promise(3, (1, 0), &all, 5).tainted(&[]);
+    assert!(!plan(&promises, joint, &policy()).unwrap().lossy);
+    let two = [0, 2].map(|m| promise(m, (1, 0), &all, 5).tainted(&[]));
+    let [a, b] = two;
+    let patient = Policy {
+        waited: Duration::from_secs(60),
+        ..policy()
+    };
+    let rest = promise(3, (1, 0), &all, 5);
+    assert!(plan(&[a, b, rest], joint, &patient).unwrap().lossy);
+}
+
+/// C20: what a newcomer lacks is worked out although it has no say.
+#[test]
+fn a_newcomer_is_told_what_it_lacks_and_decides_nothing() {
+    let learns = Membership {
+        generation: 9,
+        voters: set(&[0, 1, 2]),
+        next: set(&[0, 1, 3]),
+        joint: false,
+    };
+    let mut a = promise(0, (1, 0), &ALL, 5);
+    a.dirty.get_mut(member(3)).add_range(range(0, 1));
+    let newest = promise(3, (9, 0), &[3], 99);
+    let plan = plan(&[a, promise(1, (1, 0), &ALL, 5), newest], learns, &policy()).unwrap();
+    assert_eq!((plan.tm, plan.quorum), (Term(1), set(&[0, 1])));
+    assert!(plan.differing.get(member(3)).touches(range(0, 1)));
+    assert!(!plan.first_iss.contains(member(3)));
 }

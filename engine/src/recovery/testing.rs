@@ -186,6 +186,8 @@ pub(crate) fn promise(index: usize, (term, n): (u64, u32), iss: &[usize], upto: 
         credit_bytes: 0,
         member: member(index),
         voters: set(&[0, 1, 2]),
+        next: MemberSet::EMPTY,
+        joint: false,
         flags: StateFlags::default(),
         lease_left_ms: 0,
         window_count: 0,

@@ -8,7 +8,8 @@ use std::vec;
 use std::vec::Vec;
 use trilith_block::limits::BLOCK_BYTES;
 use trilith_block::{
-    BlockRange, Buffers, ChunkMap, ExtentNo, Idx, Lba, MemberId, MemberSet, SyncEpoch, Term, Uuid,
+    BlockRange, Buffers, ChunkMap, ExtentNo, Idx, Lba, MemberId, MemberSet, Membership, SyncEpoch,
+    Term, Uuid,
 };
 use trilith_wire::auth::{self, Binding, Role};
 use trilith_wire::{
@@ -39,6 +40,7 @@ pub(crate) struct Session {
 pub(crate) struct Fake {
     pub(crate) member: MemberId,
     pub(crate) voters: MemberSet,
+    pub(crate) config: Membership,
     pub(crate) capacity: u64,
     pub(crate) blocks: BTreeMap<Lba, Box<[u8]>>,
     pub(crate) term: Term,
@@ -68,6 +70,9 @@ pub(crate) struct Fake {
     pub(crate) free_extents: u64,
     /// Accepted entries are not acked while this is set.
     pub(crate) hold_acks: bool,
+    /// RECONFIGUREs are lost while this is set.
+    pub(crate) hold_configs: bool,
+    pub(crate) protocol: u16,
     /// Flushes are not answered while this is set.
     pub(crate) hold_flushes: bool,
     /// READs are not answered while this is set.
@@ -109,6 +114,10 @@ impl Fake {
         Fake {
             member,
             voters,
+            config: Membership {
+                generation: 1,
+                ..voters.into()
+            },
             capacity,
             blocks: BTreeMap::new(),
             term: Term(0),
@@ -135,6 +144,8 @@ impl Fake {
             sessions: BTreeMap::new(),
             free_extents: 1000,
             hold_acks: false,
+            hold_configs: false,
+            protocol: 2,
             hold_flushes: false,
             hold_reads: false,
             fail_reads: false,
@@ -183,7 +194,7 @@ impl Fake {
             leader: if left > 0 { self.leader } else { Uuid::NONE },
             term: self.term,
             attach_epoch: self.attach_epoch,
-            cfg_gen: 0,
+            cfg_gen: self.config.generation,
             se: self.se,
             iss: self.iss,
             trk: self.trk,
@@ -203,7 +214,9 @@ impl Fake {
             credit_entries: 64,
             credit_bytes: 32 << 20,
             member: self.member,
-            voters: self.voters,
+            voters: self.config.voters,
+            next: self.config.next,
+            joint: self.config.joint,
             flags: StateFlags {
                 tainted: self.tainted,
                 sealed: self.sealed,
@@ -293,13 +306,13 @@ impl Fake {
             volume: hello.volume,
             engine: hello.engine,
             replica: Uuid([0x10 + u8::try_from(self.member.index()).unwrap(); 16]),
-            protocol: 1,
+            protocol: self.protocol,
         };
         let proof = auth::proof(&SECRET, Role::Replica, &binding);
         let replica = binding.replica;
         out.send(
             &Message::Challenge {
-                protocol: 1,
+                protocol: self.protocol,
                 replica,
                 nonce: [8; 32],
                 proof,
@@ -385,6 +398,19 @@ impl Fake {
                 self.take_staged();
                 self.loss = self.loss.max(*loss);
                 out.send(&Message::ReconcileDone { term }, &[]);
+            }
+            Message::Reconfigure { config, .. } => {
+                if self.hold_configs {
+                    return;
+                }
+                if self.config.generation < config.generation {
+                    for new in config.members().minus(self.config.members()).iter() {
+                        self.dirty[new.index()] = self.allocated.clone();
+                    }
+                    self.config = *config;
+                }
+                let generation = self.config.generation;
+                out.send(&Message::ReconfigureDone { term, generation }, &[]);
             }
             Message::NeedSet { .. } => {
                 self.take_staged();

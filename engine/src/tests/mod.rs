@@ -5,5 +5,6 @@ mod elect;
 mod fake;
 mod members;
 mod model;
+mod replace;
 mod serve;
 mod world;

@@ -302,7 +302,7 @@ impl Store {
                 self.add_journaled(MapId::NEED, &log);
             }
             Kind::Seal(_) => {
-                self.window_to_dirty(self.facts.voters);
+                self.window_to_dirty(self.facts.members());
             }
         }
         self.flush_wanted = true;
@@ -378,7 +378,7 @@ impl Store {
 
     fn prepare_maps(&mut self, limbo: &ChunkMap, dirty: &[ChunkMap; MEMBERS_MAX]) {
         self.add_journaled(MapId::LIMBO, limbo);
-        for (map, chunks) in dirty_maps(self.peers(self.facts.voters), dirty) {
+        for (map, chunks) in dirty_maps(self.peers(self.known_members()), dirty) {
             self.add_journaled(map, chunks);
         }
     }
@@ -505,7 +505,7 @@ impl Store {
     fn take_maps(&mut self, limbo: &ChunkMap, dirty: &[ChunkMap; MEMBERS_MAX]) {
         self.maps.clear(MapId::NEED, &mut *self.window.words);
         self.retain_lazily(MapId::LIMBO, limbo);
-        for (map, chunks) in dirty_maps(self.peers(self.facts.voters), dirty) {
+        for (map, chunks) in dirty_maps(self.peers(self.known_members()), dirty) {
             self.retain_lazily(map, chunks);
         }
     }

@@ -59,6 +59,9 @@ impl Store {
                 _ => (),
             }
             self.facts.apply(&item);
+            if matches!(item, Item::Config(_)) {
+                self.config_durable();
+            }
         }
         self.journal.inflight = items;
         self.answer_waiters(data, out);

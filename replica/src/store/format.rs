@@ -9,7 +9,7 @@ use super::limits::{
     FORMAT_ZERO_BYTES_MAX, META_BLOCK_BYTES, META_IO_BYTES_MAX, SUPERBLOCK_A_OFFSET,
     SUPERBLOCK_B_OFFSET,
 };
-use super::superblock::{Facts, Superblock};
+use super::superblock::{Facts, GENERATION_FIRST, Superblock};
 use trilith_block::{BufSlice, Buffers, Idx, MemberId, MemberSet, SyncEpoch, Term, Uuid};
 
 const TAG: u64 = 9 << 56;
@@ -23,11 +23,14 @@ pub struct FormatParams {
     pub replica: Uuid,
     /// Its place.
     pub member: MemberId,
-    /// All places that vote.
+    /// All places that vote; of a newcomer: that will vote when it has taken its place.
     pub voters: MemberSet,
     /// In-sync set at the start: all voters when all replicas of a new volume are formatted; none
     /// for a blank replica of a volume that exists (T18).
     pub iss: MemberSet,
+    /// A newcomer that is to replace a voter of a volume that exists: it knows no configuration
+    /// until an engine tells it one.
+    pub newcomer: bool,
     /// Bytes; a multiple of 4096.
     pub capacity: u64,
     /// Sizes.
@@ -77,7 +80,8 @@ impl Format {
             && capacity_is_valid(params.capacity)
             && params.voters.contains(params.member)
             && params.voters.count() <= trilith_block::limits::MEMBERS_MAX
-            && params.iss.minus(params.voters).is_empty();
+            && params.iss.minus(params.voters).is_empty()
+            && (!params.newcomer || params.iss.is_empty());
         if !ok {
             return None;
         }
@@ -221,7 +225,9 @@ fn first_superblock(params: &FormatParams) -> Superblock {
             member: params.member,
             voters: params.voters,
             capacity: params.capacity,
-            cfg_gen: 1,
+            next: MemberSet::EMPTY,
+            joint: false,
+            cfg_gen: if params.newcomer { 0 } else { GENERATION_FIRST },
             term: Term(0),
             voted: Uuid::NONE,
             attach_epoch: 0,

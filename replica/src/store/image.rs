@@ -87,7 +87,8 @@ impl Image {
             | Item::Map(..)
             | Item::Taint { .. }
             | Item::Loss(_)
-            | Item::Seal(_) => self.facts.apply(item),
+            | Item::Seal(_)
+            | Item::Config(_) => self.facts.apply(item),
         }
     }
 
@@ -106,7 +107,7 @@ impl Image {
             let mask = full_mask(self.facts.capacity, extent);
             self.maps[MapId::NEED.index()].set_mask(extent, mask);
             self.maps[MapId::ALLOCATED.index()].set_mask(extent, mask);
-            for peer in self.facts.voters.without(me).iter() {
+            for peer in self.facts.members().without(me).iter() {
                 self.maps[MapId::dirty(peer).index()].set_mask(extent, mask);
             }
         }
@@ -148,6 +149,12 @@ impl Facts {
             }
             Item::Loss(loss) => self.loss = self.loss.max(loss),
             Item::Seal(sealed) => self.sealed = sealed,
+            // Records from before a checkpoint are replayed over what came after them.
+            Item::Config(config) if self.cfg_gen < config.generation => {
+                self.cfg_gen = config.generation;
+                (self.voters, self.next, self.joint) = (config.voters, config.next, config.joint);
+            }
+            Item::Config(_) => (),
             Item::AlAdd(_) => self.sealed = false,
             Item::AlDel(_) | Item::Map(..) => (),
         }

@@ -93,6 +93,11 @@ impl Journal {
         self.last_w
     }
 
+    /// A configuration is queued behind what is being written.
+    pub(crate) fn waits_for_config(&self) -> bool {
+        self.queue.iter().any(|i| matches!(i, Item::Config(_)))
+    }
+
     pub(crate) fn queued(&self) -> usize {
         self.queue.len()
     }

@@ -52,6 +52,7 @@ mod maps;
 mod opening;
 mod reader;
 mod reads;
+mod reconfigure;
 mod record;
 mod space;
 mod state;
@@ -70,7 +71,9 @@ pub use image::{Image, Report};
 pub use opening::{OpenError, OpenParams, OpenStep, Opened, Opening};
 pub use reader::Inspect;
 pub use state::Store;
-pub use superblock::{FORMAT_VERSION, Facts, Superblock, SuperblockError};
+pub use superblock::{
+    FORMAT_VERSION, FORMAT_VERSION_FIRST, Facts, GENERATION_FIRST, Superblock, SuperblockError,
+};
 
 #[cfg(test)]
 #[allow(

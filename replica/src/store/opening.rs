@@ -16,6 +16,7 @@ use super::journal::Journal;
 use super::limits::{META_IO_BYTES_MAX, ZERO_BYTES};
 use super::maps::{MapWords, Maps};
 use super::reader::Inspect;
+use super::reconfigure::drop_maps;
 use super::record::MapId;
 use super::state::Store;
 use super::superblock::{Facts, SuperblockError};
@@ -23,7 +24,8 @@ use super::window::{Header, Owner, SlotOp, Window, read_header};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
-use trilith_block::{BufSlice, Buffers, ChunkMap, ExtentNo, Idx, Overlap, Uuid, Words};
+use trilith_block::limits::MEMBERS_MAX;
+use trilith_block::{BufSlice, Buffers, ChunkMap, ExtentNo, Idx, MemberSet, Overlap, Uuid, Words};
 use trilith_wire::SlotStatus;
 
 /// What the host gives an opening store.
@@ -305,7 +307,7 @@ fn begin(
         maps_lost,
         report: image.report,
     };
-    let (window, maps) = match header {
+    let (mut window, mut maps) = match header {
         Some(header) => {
             // A record that the header does not know yet was made by a store that knew its taint.
             image.facts.tainted |= header.tainted && header.se == image.facts.se;
@@ -313,6 +315,8 @@ fn begin(
         }
         None => start_afresh(&mut image, owner, words, at, data),
     };
+    let strangers = MemberSet::first(MEMBERS_MAX).minus(image.facts.members());
+    drop_maps(&mut maps, &mut window, strangers);
     let provisioned = if newly_tainted || !params.allocate {
         ChunkMap::new()
     } else {
@@ -479,6 +483,7 @@ fn build(
         free_extents: u64::from(ExtentNo::count_for(image.facts.capacity)),
         failed_ranges,
         zero,
+        coming: MemberSet::EMPTY,
         failure: None,
         counters: Counters::default(),
     }))

@@ -137,6 +137,8 @@ pub struct Store {
     /// Ranges of entries that failed and are not repaired (M3).
     pub(crate) failed_ranges: Vec<BlockRange>,
     pub(crate) zero: BufSlice,
+    /// Members of configurations that are on their way into the journal.
+    pub(crate) coming: MemberSet,
     pub(crate) failure: Option<FailCause>,
     pub(crate) counters: Counters,
 }
@@ -511,7 +513,12 @@ impl Store {
 
     /// Those of `members` that have a dirty map here.
     pub(crate) fn peers(&self, members: MemberSet) -> MemberSet {
-        members.and(self.facts.voters).without(self.me())
+        members.and(self.known_members()).without(self.me())
+    }
+
+    /// Members of the durable configuration and of the one that is on its way.
+    pub(crate) fn known_members(&self) -> MemberSet {
+        self.facts.members().or(self.coming)
     }
 
     pub(crate) fn me(&self) -> MemberId {

@@ -6,12 +6,18 @@ use super::bytes::{block_crc, put, seal_block, u16_at, u32_at, u64_at, uuid_at};
 use super::geometry::{Geometry, Layout, capacity_is_valid};
 use super::limits::META_BLOCK_BYTES;
 use trilith_block::limits::{BLOCK_SHIFT, CHUNK_SHIFT, EXTENT_SHIFT, MEMBERS_MAX};
-use trilith_block::{BufSlice, Buffers, Idx, MemberId, MemberSet, SyncEpoch, Term, Uuid};
+use trilith_block::{
+    BufSlice, Buffers, Idx, MemberId, MemberSet, Membership, SyncEpoch, Term, Uuid,
+};
 
 /// First bytes of a superblock: "TRILITH\0".
 pub(crate) const SUPERBLOCK_MAGIC: u64 = u64::from_le_bytes(*b"TRILITH\0");
-/// Format that this build writes, and the only one that it reads.
-pub const FORMAT_VERSION: u32 = 1;
+/// Newest format that this build writes. It reads all up to this one.
+pub const FORMAT_VERSION: u32 = 2;
+/// Format of a volume whose configuration was never changed: builds that know no other read it.
+pub const FORMAT_VERSION_FIRST: u32 = 1;
+/// Generation of the configuration that a volume is made with.
+pub const GENERATION_FIRST: u64 = 1;
 
 const CRC_AT: usize = 12;
 const FLAG_TAINTED: u16 = 1;
@@ -20,7 +26,10 @@ const FLAG_SEALED: u16 = 8;
 const FLAG_FLUSH_FAILED: u16 = 16;
 const CFG_OLD_AT: usize = 160;
 const CFG_ENTRY_BYTES: usize = 24;
+const CFG_NEW_AT: usize = 328;
 const ROLE_VOTER: u8 = 1;
+/// In `cfg_new`: votes only after the next change.
+const ROLE_PLANNED: u8 = 2;
 
 /// What a replica knows durably, apart from its maps and its activity log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,6 +42,10 @@ pub struct Facts {
     pub member: MemberId,
     /// Voters of the configuration.
     pub voters: MemberSet,
+    /// Voters that are to be, while a change of the configuration runs; else empty.
+    pub next: MemberSet,
+    /// Both of them decide.
+    pub joint: bool,
     /// Size of the volume in bytes.
     pub capacity: u64,
     /// Generation of the configuration.
@@ -67,6 +80,26 @@ impl Facts {
     /// True when the replica is in the in-sync set of its own epoch.
     pub fn is_complete(&self) -> bool {
         self.iss.contains(self.member)
+    }
+
+    /// The configuration.
+    pub fn membership(&self) -> Membership {
+        Membership {
+            generation: self.cfg_gen,
+            voters: self.voters,
+            next: self.next,
+            joint: self.joint,
+        }
+    }
+
+    /// Everyone with a place in the configuration.
+    pub fn members(&self) -> MemberSet {
+        self.membership().members()
+    }
+
+    /// The configuration has no place for this replica any more: it was replaced.
+    pub fn is_retired(&self) -> bool {
+        self.cfg_gen > 0 && !self.members().contains(self.member)
     }
 }
 
@@ -140,7 +173,13 @@ impl Superblock {
         let b = data.bytes_mut(block);
         b.fill(0);
         put(b, 0, &SUPERBLOCK_MAGIC.to_le_bytes());
-        put(b, 8, &FORMAT_VERSION.to_le_bytes());
+        let first = f.cfg_gen == GENERATION_FIRST && f.membership().is_simple();
+        let version = if first {
+            FORMAT_VERSION_FIRST
+        } else {
+            FORMAT_VERSION
+        };
+        put(b, 8, &version.to_le_bytes());
         put(b, 16, &self.seq.to_le_bytes());
         put(b, 24, &f.volume.0);
         put(b, 40, &f.replica.0);
@@ -165,13 +204,19 @@ impl Superblock {
         put(b, 128, &self.boot.0);
         put(b, 144, &f.attach_epoch.to_le_bytes());
         put(b, 152, &f.cfg_gen.to_le_bytes());
-        for (place, member) in f.voters.iter().enumerate() {
-            let at = CFG_OLD_AT + place * CFG_ENTRY_BYTES;
-            if member == f.member {
-                put(b, at, &f.replica.0);
+        let next_role = if f.joint { ROLE_VOTER } else { ROLE_PLANNED };
+        for (set, list, role) in [
+            (f.voters, CFG_OLD_AT, ROLE_VOTER),
+            (f.next, CFG_NEW_AT, next_role),
+        ] {
+            for (place, member) in set.iter().enumerate() {
+                let at = list + place * CFG_ENTRY_BYTES;
+                if member == f.member {
+                    put(b, at, &f.replica.0);
+                }
+                b[at + 16] = member_byte(member);
+                b[at + 17] = role;
             }
-            b[at + 16] = member_byte(member);
-            b[at + 17] = ROLE_VOTER;
         }
         put(b, 496, &self.journal_id.to_le_bytes());
         put(b, 504, &self.journal_first_seq.to_le_bytes());
@@ -215,7 +260,7 @@ impl Superblock {
             return Err(SuperblockError::Checksum { expected, found });
         }
         let version = u32_at(b, 8);
-        if version != FORMAT_VERSION {
+        if !(FORMAT_VERSION_FIRST..=FORMAT_VERSION).contains(&version) {
             return Err(SuperblockError::Version { found: version });
         }
         let field = |offset: u16| SuperblockError::Field { offset };
@@ -269,13 +314,9 @@ impl Superblock {
 fn decode_facts(b: &[u8]) -> Result<Facts, SuperblockError> {
     let field = |offset: u16| SuperblockError::Field { offset };
     let member = MemberId::new(usize::from(b[56])).ok_or(field(56))?;
-    let mut voters = MemberSet::EMPTY;
-    for place in 0..MEMBERS_MAX {
-        let at = CFG_OLD_AT + place * CFG_ENTRY_BYTES;
-        if b[at + 17] == ROLE_VOTER {
-            voters = voters.with(MemberId::new(usize::from(b[at + 16])).ok_or(field(160))?);
-        }
-    }
+    let voters = decode_set(b, CFG_OLD_AT, &[ROLE_VOTER]).ok_or(field(160))?;
+    let next = decode_set(b, CFG_NEW_AT, &[ROLE_VOTER, ROLE_PLANNED]).ok_or(field(328))?;
+    let joint = b[CFG_NEW_AT + 17] == ROLE_VOTER;
     let capacity = u64_at(b, 64);
     if !capacity_is_valid(capacity) {
         return Err(field(64));
@@ -286,6 +327,8 @@ fn decode_facts(b: &[u8]) -> Result<Facts, SuperblockError> {
         replica: uuid_at(b, 40),
         member,
         voters,
+        next,
+        joint,
         capacity,
         cfg_gen: u64_at(b, 152),
         term: Term(u64_at(b, 72)),
@@ -304,6 +347,18 @@ fn decode_facts(b: &[u8]) -> Result<Facts, SuperblockError> {
         sealed: flags & FLAG_SEALED != 0,
         volatile_cache: flags & FLAG_VOLATILE_CACHE != 0,
     })
+}
+
+/// The members of a list that have one of these roles.
+fn decode_set(b: &[u8], list: usize, roles: &[u8]) -> Option<MemberSet> {
+    let mut set = MemberSet::EMPTY;
+    for place in 0..MEMBERS_MAX {
+        let at = list + place * CFG_ENTRY_BYTES;
+        if roles.contains(&b[at + 17]) {
+            set = set.with(MemberId::new(usize::from(b[at + 16]))?);
+        }
+    }
+    Some(set)
 }
 
 fn member_byte(member: MemberId) -> u8 {

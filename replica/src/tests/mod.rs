@@ -1,6 +1,7 @@
 //! Tests of the whole machine: a real store, an in-memory disk, engines played by the tests.
 
 mod arena;
+mod configs;
 mod disk;
 mod entries;
 mod epochs;

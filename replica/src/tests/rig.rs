@@ -142,6 +142,7 @@ impl Rig {
             replica: REPLICA,
             member: member(0),
             voters: ALL,
+            newcomer: false,
             iss: ALL,
             capacity: CAPACITY,
             geometry: Geometry {
@@ -451,7 +452,7 @@ impl Rig {
             term: Term(0),
             attach_epoch: 0,
             protocol_min: 1,
-            protocol_max: 1,
+            protocol_max: trilith_wire::limits::PROTOCOL_MAX,
             loss: 0,
             cfg_gen: self.replica.facts().cfg_gen,
             capacity: CAPACITY,

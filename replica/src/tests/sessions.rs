@@ -21,7 +21,7 @@ fn a_hello_that_does_not_fit_is_refused_with_its_reason() {
     type Change = fn(&mut Hello);
     let cases: [(Change, Reason); 6] = [
         (|h| h.volume = Uuid([1; 16]), Reason::WrongVolume),
-        (|h| h.protocol_min = 2, Reason::Protocol),
+        (|h| h.protocol_min = 3, Reason::Protocol),
         (|h| h.engine = Uuid::NONE, Reason::Malformed),
         (|h| h.member = MemberId::new(1).unwrap(), Reason::Mismatch),
         (|h| h.capacity += 4096, Reason::Mismatch),

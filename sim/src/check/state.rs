@@ -128,6 +128,9 @@ impl Cluster {
             }
             for (host, _, others, other_disk) in parts.iter().filter(|p| p.0 != *sound) {
                 let Some(name) = member(*host) else { continue };
+                if !facts.members().contains(name) {
+                    continue; // It was replaced: nobody keeps a map for it.
+                }
                 self.watcher.compared += 1;
                 for block in history.touched_blocks() {
                     if disk.same_page(other_disk, block as usize) {

@@ -28,6 +28,8 @@ fn facts() -> Facts {
         replica: id(2),
         member: member(1),
         voters: MemberSet::first(3),
+        next: MemberSet::EMPTY,
+        joint: false,
         capacity: 40 << 20,
         cfg_gen: 1,
         term: Term(5),
@@ -134,6 +136,34 @@ fn superblock_is_byte_for_byte_as_documented() {
         include_str!("../../../tests/golden/superblock.hex")
     );
     assert_eq!(Superblock::decode(&buffers, bytes), Ok(superblock()));
+}
+
+/// Format version 2: a configuration that was changed.
+#[test]
+fn superblock_of_a_changed_configuration_is_byte_for_byte_as_documented() {
+    let mut buffers = TestBuffers::default();
+    let block = buffers.alloc(4096).unwrap();
+    for (cfg_gen, next, joint) in [
+        (0x50001, MemberSet(0b1011), false),
+        (0x50002, MemberSet(0b1011), true),
+        (0x50003, MemberSet::EMPTY, false),
+        (0, MemberSet::EMPTY, false),
+    ] {
+        let mut changed = superblock();
+        (
+            changed.facts.cfg_gen,
+            changed.facts.next,
+            changed.facts.joint,
+        ) = (cfg_gen, next, joint);
+        changed.encode(&mut buffers, block);
+        let bytes = buffers.bytes(block);
+        assert_eq!(Superblock::decode(&buffers, bytes), Ok(changed));
+        assert_eq!(bytes[8], 2, "older builds refuse it");
+        if joint {
+            let golden = include_str!("../../../tests/golden/superblock_joint.hex");
+            assert_eq!(dump(bytes), golden);
+        }
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod crash_steps;
 mod disk;
 mod flushes;
 mod formats;
+mod reconfigure;
 mod world;
 
 /// splitmix64.
@@ -210,6 +211,7 @@ fn params() -> FormatParams {
         replica: id(2),
         member: member(0),
         voters: MemberSet::first(3),
+        newcomer: false,
         iss: MemberSet::first(3),
         // The last extent is partial.
         capacity: (EXTENTS - 1) * 4 * 1024 * 1024 + 40 * 4096,

@@ -126,6 +126,7 @@ fn params(new: &New, device: bool) -> anyhow::Result<Params> {
         replica: new.replica,
         member,
         voters: MemberSet::first(new.replicas),
+        newcomer: false,
         iss: if new.replacement {
             MemberSet::EMPTY
         } else {
