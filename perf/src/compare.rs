@@ -183,14 +183,31 @@ fn as_json(all: &Rounds, args: &CompareArgs) -> Value {
             })
         })
         .collect();
+    kept(
+        "fio",
+        &output("fio", &["--version"]),
+        args.media,
+        args.size_mib,
+        &results,
+    )
+}
+
+/// A run as it is kept: what was measured where, by which client or server, and its figures.
+pub(crate) fn kept(
+    tool: &str,
+    version: &str,
+    media: Media,
+    size_mib: u64,
+    results: &[Value],
+) -> Value {
     json!({
         "unix_time": output("date", &["+%s"]).parse::<u64>().unwrap_or(0),
         "commit": output("git", &["rev-parse", "HEAD"]),
         "kernel": output("uname", &["-r"]),
         "cpus": std::thread::available_parallelism().map_or(0, usize::from),
-        "fio": output("fio", &["--version"]),
-        "media": format!("{:?}", args.media).to_lowercase(),
-        "size_mib": args.size_mib,
+        tool: version,
+        "media": format!("{media:?}").to_lowercase(),
+        "size_mib": size_mib,
         "results": results,
     })
 }

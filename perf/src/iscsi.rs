@@ -2,7 +2,7 @@
 //! writes, and an initiator of our own shows what digests cost, which libiscsi does not know for
 //! data. Every target gets the same client.
 
-use crate::compare::output;
+use crate::compare::{kept, output};
 use crate::fio::Place;
 use crate::record::median;
 use crate::targets::Target;
@@ -274,13 +274,11 @@ fn as_json(all: &Rounds, args: &IscsiArgs) -> Value {
             })
         })
         .collect();
-    json!({
-        "commit": output("git", &["rev-parse", "HEAD"]),
-        "kernel": output("uname", &["-r"]),
-        "cpus": std::thread::available_parallelism().map_or(0, usize::from),
-        "tgt": output("tgtd", &["--version"]),
-        "media": format!("{:?}", args.media).to_lowercase(),
-        "size_mib": args.size_mib,
-        "results": results,
-    })
+    kept(
+        "tgt",
+        &output("tgtd", &["--version"]),
+        args.media,
+        args.size_mib,
+        &results,
+    )
 }

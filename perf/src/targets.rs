@@ -131,15 +131,20 @@ fn trilith() -> Result<PathBuf> {
 }
 
 impl Target {
-    /// Starts the target called `name` with its data in `dir` (made new), filled once.
-    pub(crate) fn start(name: &str, dir: &Path, size_mib: u64) -> Result<Target> {
-        fs::create_dir_all(dir)?;
-        let mut target = Target {
+    /// A target of which nothing runs yet.
+    fn named(name: &str) -> Target {
+        Target {
             name: name.to_owned(),
             place: Place::File(String::new()),
             children: Vec::new(),
             daemon: None,
-        };
+        }
+    }
+
+    /// Starts the target called `name` with its data in `dir` (made new), filled once.
+    pub(crate) fn start(name: &str, dir: &Path, size_mib: u64) -> Result<Target> {
+        fs::create_dir_all(dir)?;
+        let mut target = Target::named(name);
         let log = dir.join("log");
         match name {
             "raw" => {
@@ -277,12 +282,7 @@ impl Target {
     /// that no client asks for parts of a block.
     pub(crate) fn start_iscsi(name: &str, dir: &Path, size_mib: u64) -> Result<Target> {
         fs::create_dir_all(dir)?;
-        let mut target = Target {
-            name: name.to_owned(),
-            place: Place::File(String::new()),
-            children: Vec::new(),
-            daemon: None,
-        };
+        let mut target = Target::named(name);
         let log = dir.join("log");
         if let Some(replicas) = name.strip_prefix("trilith") {
             let port = free_port()?;
