@@ -169,7 +169,7 @@ impl Handler for Host {
                 println!("kept {number}: {why}");
                 io.stop();
             }
-            Err(_) => {}
+            Ok(News::Nothing) | Err(_) => {}
         }
     }
 }

@@ -5,8 +5,10 @@
 //!   open:  none of ours, or dead   add, parameters, node, [Opened] start .... [Live]
 //!          quiesced                recover, node,         [Opened] go on .... [Live, recovered]
 //!          live                    its server is dying: wait
+//!   take over: as open, but none is made .................................... [Nothing]
 //!   stop:  not in use              write back, stop, delete ................. [Gone]
 //!          mounted, mapped         nothing ................................... [Kept]
+//!   remove: ours or a dead server's  stop, delete ........................... [Gone]
 //! ```
 
 use crate::abi::{ANY_DEVICE, DeviceInfo, State};
@@ -82,6 +84,8 @@ pub enum News {
         /// The loop has been told to attach it, and the kernel keeps its slots.
         attached: bool,
     },
+    /// No server has left a device that could be taken over.
+    Nothing,
     /// Stopped and removed.
     Gone,
     /// Not stopped: it stays for the next server.
@@ -95,11 +99,10 @@ pub enum News {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Order {
-    Open,
+    /// `make`: a new one if there is none to be taken over.
+    Open { make: bool },
     /// `kindly`: write back first, and not while it is in use.
-    Stop {
-        kindly: bool,
-    },
+    Stop { kindly: bool },
 }
 
 /// The device of a volume. Dropping it leaves the device as it is.
@@ -128,7 +131,12 @@ impl Device {
 
     /// Makes the device or takes it over. [`News`] tell how it goes.
     pub fn open(&self) {
-        self.order(Order::Open);
+        self.order(Order::Open { make: true });
+    }
+
+    /// Takes over what a dead server has left, and makes nothing.
+    pub fn take_over(&self) {
+        self.order(Order::Open { make: false });
     }
 
     /// Writes back what the kernel holds, then removes the device, unless it is mounted or otherwise
@@ -138,7 +146,8 @@ impl Device {
         self.order(Order::Stop { kindly: true });
     }
 
-    /// Removes the device, whoever uses it. Requests in flight must be committed meanwhile.
+    /// Removes the device, whoever uses it; one too that a dead server has left and that was not
+    /// taken over. Requests in flight must be committed meanwhile.
     pub fn remove(&self) {
         self.order(Order::Stop { kindly: false });
     }
@@ -220,6 +229,15 @@ fn course(config: &DeviceConfig, devices: &[DeviceInfo]) -> Result<Course> {
     })
 }
 
+/// The device of the volume that a dead server has left.
+fn left_behind(config: &DeviceConfig, devices: &[DeviceInfo]) -> Option<u32> {
+    // One that was never started has no users, and its server may be about to start it.
+    let is_left = |device: &&DeviceInfo| {
+        is_recoverable(device.state) && Mark::read(device.own) == Some(config.mark)
+    };
+    devices.iter().find(is_left).map(|device| device.number)
+}
+
 /// Whether this version can serve a device that an older or newer one has made.
 fn check_shape(info: &DeviceInfo, capacity_bytes: u64, params: &Params) -> Result<()> {
     let slots = usize::from(info.queues) * usize::from(info.depth);
@@ -272,7 +290,7 @@ impl Worker {
     fn run(mut self, orders: &Receiver<Order>) {
         while let Ok(order) = orders.recv() {
             match order {
-                Order::Open => self.open(),
+                Order::Open { make } => self.open(make),
                 Order::Stop { kindly } => self.stop(kindly),
             }
         }
@@ -291,10 +309,11 @@ impl Worker {
         }
     }
 
-    fn open(&mut self) {
+    fn open(&mut self, make: bool) {
         let mut attached = false;
-        match self.try_open(&mut attached) {
-            Ok((live, recovered)) => {
+        match self.try_open(make, &mut attached) {
+            Ok(None) => self.tell(News::Nothing),
+            Ok(Some((live, recovered))) => {
                 self.live = Some(live);
                 self.tell(News::Live {
                     number: live.number,
@@ -305,19 +324,23 @@ impl Worker {
         }
     }
 
-    fn try_open(&mut self, attached: &mut bool) -> Result<(Live, bool)> {
+    /// `None`: nothing is there to be taken over, and nothing shall be made.
+    fn try_open(&mut self, make: bool, attached: &mut bool) -> Result<Option<(Live, bool)>> {
         let mut control = Control::open()?;
         let plan = control.plan()?;
         let end = now().after(RECOVERY_WAIT_MAX);
         loop {
             match course(&self.config, &control.list()?)? {
+                Course::Add { .. } if !make => return Ok(None),
                 Course::Add { number, dead } => {
                     if let Some(dead) = dead {
                         control.delete(dead)?;
                     }
-                    return self.add(&mut control, plan, number, attached);
+                    return self.add(&mut control, plan, number, attached).map(Some);
                 }
-                Course::Recover(info) => return self.recover(&mut control, &info, attached),
+                Course::Recover(info) => {
+                    return self.recover(&mut control, &info, attached).map(Some);
+                }
                 Course::Wait(_) if now() < end => pause(RETRY_PAUSE),
                 Course::Wait(info) => {
                     return Err(ControlError::Device(format!(
@@ -403,6 +426,9 @@ impl Worker {
 
     fn stop(&mut self, kindly: bool) {
         let Some(live) = self.live else {
+            if !kindly && let Err(error) = self.remove_left() {
+                tracing::error!(%error, "what a dead server has left");
+            }
             return self.tell(News::Gone);
         };
         match self.try_stop(live, kindly) {
@@ -419,6 +445,17 @@ impl Worker {
                 why: error.to_string(),
             }),
         }
+    }
+
+    /// Removes what a dead server has left; whoever uses it gets errors.
+    fn remove_left(&self) -> Result<()> {
+        let mut control = Control::open()?;
+        if let Some(number) = left_behind(&self.config, &control.list()?) {
+            tracing::info!(number, "removing the ublk device of a dead server");
+            control.stop(number)?;
+            control.delete(number)?;
+        }
+        Ok(())
     }
 
     /// Says why not, when it is not stopped.
@@ -584,6 +621,23 @@ mod tests {
         assert!(course(&fresh, &[device(3, State::Quiesced, own)]).is_err());
         assert!(course(&fresh, &[device(3, State::Dead, own)]).is_ok());
         assert!(course(&fresh, &[]).is_ok());
+    }
+
+    #[test]
+    fn only_what_a_dead_server_of_the_volume_has_left_is_removed_unopened() {
+        let auto = config(Number::Auto);
+        let own = auto.mark.number();
+        let other = Mark::of(Uuid([8; 16])).number();
+        let live = device(1, State::Live, own);
+        let foreign = [device(2, State::Quiesced, other), device(3, State::Dead, 0)];
+        assert_eq!(left_behind(&auto, &[]), None);
+        let fresh = device(4, State::Dead, own);
+        let others = [live, foreign[0], foreign[1], fresh];
+        assert_eq!(left_behind(&auto, &others), None);
+        for state in [State::Quiesced, State::FailIo] {
+            let ours = device(5, state, own);
+            assert_eq!(left_behind(&auto, &[foreign[0], ours]), Some(5));
+        }
     }
 
     #[test]

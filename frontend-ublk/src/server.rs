@@ -47,6 +47,9 @@ pub enum UblkEvent {
     },
     /// The engine has ended a request.
     Complete(Completion),
+    /// The operator is about to accept a loss: what has not reached the engine is of users from
+    /// before it, and fails (docs/protocol.md, C16).
+    LossAccepted,
     /// The engine takes nothing more, but the device is to outlive this process: what it has asked
     /// for and is not answered waits for the next server. Nothing fails from now on.
     Freeze,
@@ -97,6 +100,8 @@ enum Place {
     Waiting(Asked),
     /// Payload of a write is on its way in.
     Pulling(Asked, BufSlice),
+    /// The same, and when it is there the write fails.
+    PullingInVain(Asked, BufSlice),
     /// The engine has it.
     Engine(Asked),
     /// Payload of a read is on its way out.
@@ -292,7 +297,7 @@ impl UblkServer {
             (Place::Pulling(asked, target), Ok(())) if self.mode == Mode::Serve => {
                 self.submit(index, asked, Some(target), out);
             }
-            (Place::Pulling(asked, target), result) => {
+            (Place::Pulling(asked, target) | Place::PullingInVain(asked, target), result) => {
                 self.payload_bytes -= u64::from(asked.payload_bytes());
                 data.release(target.buf);
                 self.refuse(index, errno(result), out);
@@ -334,6 +339,21 @@ impl UblkServer {
                 self.refuse(index, -libc::EIO, out);
             }
             Err(kind) => self.refuse(index, failure(kind), out),
+        }
+    }
+
+    /// Fails what has not reached the engine.
+    fn fail_waiting(&mut self, out: &mut Out) {
+        self.waiting.clear();
+        self.arena_retry = None;
+        for index in 0..self.slots.len() {
+            match self.slots[index] {
+                Place::Waiting(_) => self.refuse(index, -libc::EIO, out),
+                Place::Pulling(asked, target) => {
+                    self.slots[index] = Place::PullingInVain(asked, target);
+                }
+                _ => {}
+            }
         }
     }
 
@@ -379,6 +399,7 @@ impl Machine for UblkServer {
             UblkEvent::Fetched(fetched) => self.fetched(fetched, data, out),
             UblkEvent::Copied { slot, result } => self.copied(slot, result, data, out),
             UblkEvent::Complete(completion) => self.completed(completion, data, out),
+            UblkEvent::LossAccepted => self.fail_waiting(out),
             UblkEvent::Freeze => self.end_service(Mode::Freeze, out),
             UblkEvent::Fail => self.end_service(Mode::Fail, out),
         }

@@ -134,6 +134,7 @@ impl World {
             0..=3 => self.ask(),
             4 | 5 => self.copy(),
             6 => self.complete(),
+            _ if self.dice.roll(16) == 0 => self.rig.step(UblkEvent::LossAccepted),
             _ => self.rig.settle(),
         }
         self.obey();

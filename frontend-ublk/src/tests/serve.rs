@@ -160,6 +160,48 @@ fn writes_wait_for_memory_in_their_order() {
 }
 
 #[test]
+fn writes_that_wait_for_memory_fail_when_a_loss_is_accepted() {
+    let mut rig = Rig::new(1 << 20);
+    rig.step(UblkEvent::Attached {
+        queues: 1,
+        depth: 4,
+    });
+    rig.take();
+    rig.request(slot(0, 0), write(0, 2048));
+    rig.take();
+    rig.copied(slot(0, 0), Ok(()));
+    let with_engine = submitted(&mut rig);
+    rig.request(slot(0, 1), write(0, 8));
+    rig.request(slot(0, 2), write(0, 8));
+    assert!(rig.take().is_empty(), "the arena is full");
+    rig.step(UblkEvent::LossAccepted);
+    let eio = |tag| UblkAction::Commit(slot(0, tag), -libc::EIO);
+    assert_eq!(rig.take(), [eio(1), eio(2)]);
+    // The engine ends its own, and the memory is free: nothing of before comes now.
+    rig.complete(with_engine, Err(ErrorKind::Io));
+    assert_eq!(rig.take(), [eio(0)]);
+    rig.settle();
+    assert!(rig.take().is_empty());
+    assert_eq!(rig.server.status().writes_waiting, 0);
+    // What comes from now on is served.
+    rig.request(slot(0, 1), write(0, 8));
+    assert!(matches!(rig.one(), UblkAction::Pull(at, _) if at == slot(0, 1)));
+}
+
+#[test]
+fn payload_that_is_on_its_way_in_when_a_loss_is_accepted_does_not_reach_the_engine() {
+    let mut rig = Rig::attached(1, 2);
+    let at = slot(0, 0);
+    rig.request(at, write(0, 8));
+    rig.take();
+    rig.step(UblkEvent::LossAccepted);
+    assert!(rig.take().is_empty(), "the kernel's pages are being read");
+    rig.copied(at, Ok(()));
+    assert_eq!(rig.one(), UblkAction::Commit(at, -libc::EIO));
+    assert_eq!(rig.used(), 0);
+}
+
+#[test]
 fn payload_of_writes_stays_below_its_limit() {
     let mut rig = Rig::attached(1, 128);
     let most = PAYLOAD_BYTES_MAX >> 20;

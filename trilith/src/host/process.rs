@@ -25,7 +25,7 @@ pub(crate) struct Process {
 }
 
 /// Tells the supervisor news, if there is one. Never blocks: news that finds the pipe full is lost.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Supervisor {
     /// Its process, if there is one.
     pid: Option<u32>,
@@ -35,6 +35,12 @@ impl Supervisor {
     /// True when there was one and it has died: then nobody has asked for what follows from it.
     pub(crate) fn is_gone(self) -> bool {
         self.pid.is_some() && self.pid != parent()
+    }
+
+    /// One with this number.
+    #[cfg(test)]
+    pub(crate) fn of(pid: u32) -> Supervisor {
+        Supervisor { pid: Some(pid) }
     }
 
     /// Tells it.

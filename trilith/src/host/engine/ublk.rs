@@ -1,9 +1,11 @@
 //! The ublk device of an engine: when it is made, taken over, removed or left to the next engine.
 //!
-//! It is opened once the volume can be written, so that nobody's first requests fail. A stop removes
-//! it first, while everything still works; but a device that is in use, and any device when it is
-//! not the operator who ends this process, stays: what was asked for and not answered waits for the
-//! next engine.
+//! It is opened once the volume can be written, so that nobody's first requests fail; but one that a
+//! dead engine has left is taken over already while a loss waits to be accepted, so that what its users
+//! asked for before ends with the acceptance and is not done after it (docs/protocol.md, C16). A stop
+//! removes it first, while everything still works; but a device that is in use, and any device when
+//! it is not the operator who ends this process, stays: what was asked for and not answered waits for
+//! the next engine.
 
 use crate::cli::UblkArgs;
 use crate::control::News as Word;
@@ -13,7 +15,7 @@ use crate::host::process::Supervisor;
 use crate::limits::UBLK_RETRY;
 use anyhow::{Context, ensure};
 use trilith_block::{FrontendEvent, Machine, Monotonic, VolumeInfo};
-use trilith_engine::Mode;
+use trilith_engine::{Mode, Waiting};
 use trilith_frontend_ublk::{
     Control, Device, DeviceConfig, Mark, News, Params, UblkAction, UblkConfig, UblkEvent,
     UblkServer, UblkStatus,
@@ -35,11 +37,43 @@ enum Phase {
     Over,
 }
 
+/// What is asked of the device's thread; [`News`] tell how it went.
+pub(super) trait Hand: std::fmt::Debug {
+    /// As [`Device::open`].
+    fn open(&self);
+    /// As [`Device::take_over`].
+    fn take_over(&self);
+    /// As [`Device::stop`].
+    fn stop(&self);
+    /// As [`Device::remove`].
+    fn remove(&self);
+}
+
+impl Hand for Device {
+    fn open(&self) {
+        Device::open(self);
+    }
+
+    fn take_over(&self) {
+        Device::take_over(self);
+    }
+
+    fn stop(&self) {
+        Device::stop(self);
+    }
+
+    fn remove(&self) {
+        Device::remove(self);
+    }
+}
+
 /// The device's machine, and the device.
 #[derive(Debug)]
 pub(crate) struct UblkFrontend {
     server: UblkServer,
-    device: Device,
+    device: Box<dyn Hand>,
+    /// A device that a dead engine has left may still be there.
+    inherits: bool,
     /// What the machine has asked for.
     pub(crate) actions: Outbox<UblkAction>,
     phase: Phase,
@@ -100,15 +134,24 @@ impl UblkFrontend {
             takes_over: loss_bound.is_some(),
         };
         let device = Device::new(config, io.waker()).context("start the thread of the device")?;
-        let capacity_bytes = volume.capabilities.capacity_bytes;
-        Ok(Some(UblkFrontend {
+        Ok(Some(UblkFrontend::of(
+            Box::new(device),
+            volume.capabilities.capacity_bytes,
+            loss_bound.is_some(),
+        )))
+    }
+
+    /// `inherits`: what a dead engine has left may be taken over.
+    fn of(device: Box<dyn Hand>, capacity_bytes: u64, inherits: bool) -> UblkFrontend {
+        UblkFrontend {
             server: UblkServer::new(UblkConfig { capacity_bytes }),
             device,
+            inherits,
             actions: Outbox::default(),
             phase: Phase::Closed,
             failed: None,
             retry: None,
-        }))
+        }
     }
 
     /// An event for its machine.
@@ -147,22 +190,30 @@ impl UblkFrontend {
             return false;
         }
         if matches!(mode, Mode::Healthy | Mode::Degraded) {
-            self.retry = None;
             self.open();
+        } else if mode == Mode::Waiting(Waiting::LossAccepted) && self.inherits {
+            self.retry = None;
+            self.phase = Phase::Opening;
+            self.device.take_over();
         }
         true
     }
 
     fn open(&mut self) {
+        self.retry = None;
         self.phase = Phase::Opening;
         self.device.open();
+    }
+
+    /// The operator is about to accept a loss: nothing that was asked for before is done after it.
+    pub(crate) fn accept_loss(&mut self, now: Monotonic, data: &mut Arena) {
+        self.tell(now, UblkEvent::LossAccepted, data);
     }
 
     /// Opens the device again after a failure, without waiting. False when it is not closed.
     pub(crate) fn open_now(&mut self) -> bool {
         let closed = self.phase == Phase::Closed && !self.server.is_attached();
         if closed {
-            self.retry = None;
             self.open();
         }
         closed
@@ -225,6 +276,7 @@ impl UblkFrontend {
             News::Live { number, recovered } => {
                 tracing::info!(number, recovered, "/dev/ublkb{number} is served");
                 self.failed = None;
+                self.inherits = false;
                 if self.phase == Phase::Opening {
                     self.phase = Phase::Live { number, recovered };
                     supervisor.tell(&Word::Device(number));
@@ -236,6 +288,12 @@ impl UblkFrontend {
                 if self.phase == Phase::Opening {
                     self.phase = Phase::Closed;
                     self.retry = Some(now.after(UBLK_RETRY));
+                }
+            }
+            News::Nothing => {
+                self.inherits = false;
+                if self.phase == Phase::Opening {
+                    self.phase = Phase::Closed;
                 }
             }
             News::Gone if self.phase == Phase::Leaving => {
@@ -282,3 +340,6 @@ impl UblkFrontend {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -457,6 +457,10 @@ impl EngineHost {
                 }
                 // M8, I17: as the engine does with those that it has taken.
                 self.end_pending(io, ErrorKind::Io);
+                if let Some((_, ublk)) = self.parts.frontends.ublk_mut() {
+                    let now = io.now();
+                    ublk.accept_loss(now, io.arena());
+                }
                 self.operator(io, Operator::AcceptLoss);
                 Answer::text(Status::Ok, "loss accepted")
             }
