@@ -21,6 +21,9 @@ pub(crate) struct Target {
     daemon: Option<u32>,
 }
 
+/// How long the processes of a target named `-spin` look out.
+const SPIN: &str = "1ms";
+
 fn pause() {
     #[expect(
         clippy::disallowed_methods,
@@ -130,6 +133,17 @@ fn trilith() -> Result<PathBuf> {
     Ok(path)
 }
 
+/// Number of replicas and flags of a volume by the name of its target: `trilith3`, or `trilith3-spin`
+/// for one whose processes look out for events before they sleep.
+fn volume(name: &str) -> Option<(usize, &'static [&'static str])> {
+    let name = name.strip_prefix("trilith")?;
+    let (replicas, more): (&str, &[&str]) = match name.strip_suffix("-spin") {
+        Some(replicas) => (replicas, &["--spin", SPIN]),
+        None => (name, &[]),
+    };
+    Some((replicas.parse().ok()?, more))
+}
+
 impl Target {
     /// A target of which nothing runs yet.
     fn named(name: &str) -> Target {
@@ -185,14 +199,13 @@ impl Target {
                 command.arg(format!("{size_mib}M"));
                 target.serve(&mut command, &log, port)?;
             }
-            _ => match name
-                .strip_prefix("trilith")
-                .and_then(|n| n.parse::<usize>().ok())
-            {
-                Some(replicas) => target.start_trilith(replicas, dir, &log, size_mib, &[])?,
+            _ => match volume(name) {
+                Some((replicas, more)) => {
+                    target.start_trilith(replicas, dir, &log, size_mib, more)?;
+                }
                 None => bail!(
-                    "target {name}: expected raw, trilith1, trilith3, trilith5, qemu-nbd, quorum, \
-                     nbd-server, nbdkit-file or nbdkit-memory"
+                    "target {name}: expected raw, trilith1, trilith3, trilith5 (or one of them with \
+                     -spin), qemu-nbd, quorum, nbd-server, nbdkit-file or nbdkit-memory"
                 ),
             },
         }
@@ -284,11 +297,10 @@ impl Target {
         fs::create_dir_all(dir)?;
         let mut target = Target::named(name);
         let log = dir.join("log");
-        if let Some(replicas) = name.strip_prefix("trilith") {
+        if let Some((replicas, more)) = volume(name) {
             let port = free_port()?;
-            let replicas = replicas.parse().context("a number of replicas")?;
             let portal = format!("127.0.0.1:{port}");
-            let more = ["--iscsi", portal.as_str(), "--iscsi-block", "4096"];
+            let more = [&["--iscsi", portal.as_str(), "--iscsi-block", "4096"], more].concat();
             target.start_trilith(replicas, dir, &log, size_mib, &more)?;
             fill(&target.place, size_mib)?;
             target.place = Place::Iscsi(discover(port, 0)?);
@@ -299,7 +311,8 @@ impl Target {
             "tgt-rdwr" => &["--bstype", "rdwr"],
             "tgt-aio" => &["--bstype", "aio"],
             _ => bail!(
-                "target {name}: expected trilith1, trilith3, trilith5, tgt-direct, tgt-rdwr or tgt-aio"
+                "target {name}: expected trilith1, trilith3, trilith5 (or one of them with -spin), \
+                 tgt-direct, tgt-rdwr or tgt-aio"
             ),
         };
         let file = raw_file(dir, size_mib)?.display().to_string();

@@ -85,7 +85,12 @@ fn main() {
     };
     let (depth, seconds) = (number(2, 32), number(3, 5));
     let arena = ArenaConfig::of_process();
-    let mut driver = Loop::new(LoopConfig { backend, arena }).unwrap();
+    let mut driver = Loop::new(LoopConfig {
+        backend,
+        arena,
+        ..LoopConfig::default()
+    })
+    .unwrap();
     let listener = driver.io().listen(&"127.0.0.1:0".parse().unwrap()).unwrap();
     let Some(Address::Tcp(address)) = driver.io().local_address(listener).cloned() else {
         return;

@@ -15,6 +15,7 @@ use crate::limits::{
 use crate::listeners::Listener;
 use crate::sockets;
 use crate::stats::Stats;
+use crate::turn::LoopConfig;
 use crate::ublk::{Port, UblkFetched};
 use crate::waker::{Message, WakeEnd, Waker, silence};
 use core::cmp::Reverse;
@@ -143,8 +144,8 @@ impl core::fmt::Debug for Io {
 }
 
 impl Io {
-    pub(crate) fn new(backend: Backend, arena: Arena) -> Result<Io, RuntimeError> {
-        let mut driver = Driver::new(backend, registered_max(&arena))?;
+    pub(crate) fn new(config: LoopConfig, arena: Arena) -> Result<Io, RuntimeError> {
+        let mut driver = Driver::new(config.backend, registered_max(&arena), config.spin)?;
         let (waker, wake) = crate::waker::waker()?;
         let wake_fd = driver.attach(wake.event.as_raw_fd(), FdUse::Input)?;
         let mut io = Io {

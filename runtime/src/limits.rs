@@ -52,6 +52,13 @@ pub const LINGER_TIME_MAX: Duration = Duration::from_secs(1);
 pub const ACCEPT_RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Longest sleep in the kernel: bounds the effect of a lost wake-up, costs nothing measurable.
 pub const SLEEP_TIME_MAX: Duration = Duration::from_secs(60);
+/// Longest time that a loop looks out for events before it sleeps, if it is told to at all: more than
+/// a busy disk takes for a request, little enough that a loop which guesses wrong takes no processor
+/// away for long.
+pub const SPIN_TIME_MAX: Duration = Duration::from_millis(10);
+/// Waits in a row that must have been short before a loop looks out: more than an exchange of
+/// heartbeats has, so that an idle loop sleeps.
+pub const SPIN_AFTER: u32 = 16;
 /// How long dropping a loop waits for the kernel to give memory back. Reached: the memory is leaked
 /// rather than unmapped under the kernel's feet.
 pub const DROP_WAIT_MAX: Duration = Duration::from_secs(10);

@@ -19,6 +19,9 @@ pub struct LoopConfig {
     pub backend: Backend,
     /// The arena.
     pub arena: ArenaConfig,
+    /// How long to look out for events before sleeping, while they come that fast; at most
+    /// [`SPIN_TIME_MAX`](crate::limits::SPIN_TIME_MAX). Zero: sleep at once. The plain backend always does.
+    pub spin: Duration,
 }
 
 impl Default for LoopConfig {
@@ -26,6 +29,7 @@ impl Default for LoopConfig {
         LoopConfig {
             backend: Backend::Auto,
             arena: ArenaConfig::of_process(),
+            spin: Duration::ZERO,
         }
     }
 }
@@ -50,7 +54,7 @@ impl Loop {
     /// When the arena cannot be mapped, or the backend asked for cannot be set up.
     pub fn new(config: LoopConfig) -> Result<Loop, RuntimeError> {
         let arena = Arena::new(config.arena)?;
-        let io = Io::new(config.backend, arena)?;
+        let io = Io::new(config, arena)?;
         tracing::info!(
             backend = ?io.backend(),
             arena_bytes = config.arena.budget_bytes,

@@ -5,7 +5,7 @@ mod common;
 
 use common::{
     BYE, DISCARD, Dice, ECHO, HEADER, Server, backends, drive, header, new_loop, read_answer,
-    settle_down, write_split,
+    settle_down, spinning_loop, write_split,
 };
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -106,8 +106,8 @@ fn frames_of_odd_sizes_split_anywhere_come_back_over_tcp_and_unix() {
     let dir = tempfile::tempdir().unwrap();
     for backend in backends() {
         for (round, address) in [tcp(), unix(dir.path())].iter().enumerate() {
-            for pause_every in [0, 5] {
-                let mut driver = new_loop(backend, 8);
+            for (pause_every, spin) in [(0, 0), (5, 0), (0, 1000), (5, 20)] {
+                let mut driver = spinning_loop(backend, 8, Duration::from_micros(spin));
                 let mut server = Server {
                     pause_every,
                     ..Server::default()

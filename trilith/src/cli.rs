@@ -3,10 +3,12 @@
 
 use crate::text::{parse_bytes, parse_name, parse_volume_size};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use core::time::Duration;
 use std::path::PathBuf;
 use trilith_block::Uuid;
 use trilith_block::limits::MEMBERS_MAX;
 use trilith_frontend_ublk::Number;
+use trilith_runtime::limits::SPIN_TIME_MAX;
 use trilith_runtime::{Address, Backend};
 
 /// Replicated block storage.
@@ -114,6 +116,10 @@ pub(crate) struct UpArgs {
     /// How to talk to the kernel.
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) backend: BackendArg,
+    /// How long engine and replicas look out for the next event before they sleep, such as 1ms, while
+    /// events come that fast: shorter latencies for processor time.
+    #[arg(long, value_parser = parse_spin, default_value = "0", value_name = "TIME")]
+    pub(crate) spin: Duration,
     /// Directory on tmpfs for what must outlive a process but not the kernel [default: /run or
     /// /dev/shm].
     #[arg(long, value_name = "DIR")]
@@ -424,6 +430,10 @@ pub(crate) struct ProcessArgs {
     /// How to talk to the kernel.
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) backend: BackendArg,
+    /// How long to look out for the next event before sleeping, such as 1ms, while events come that
+    /// fast.
+    #[arg(long, value_parser = parse_spin, default_value = "0", value_name = "TIME")]
+    pub(crate) spin: Duration,
     /// Memory for data in flight, such as 64MiB [default: 64MiB, or 8MiB where it cannot be locked].
     #[arg(long, value_parser = parse_bytes, value_name = "SIZE")]
     pub(crate) memory: Option<u64>,
@@ -455,6 +465,22 @@ fn parse_replicas(text: &str) -> Result<usize, String> {
         Ok(count @ (1 | 2 | 3 | 5)) => Ok(count),
         _ => Err(format!("expected 1, 2, 3 or 5, found {text:?}")),
     }
+}
+
+fn parse_spin(text: &str) -> Result<Duration, String> {
+    let digits = text.chars().take_while(char::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "us" => 1,
+        "ms" => 1000,
+        "" if number == "0" => 0,
+        _ => u64::MAX,
+    };
+    let time = number.parse::<u64>().ok();
+    let time = time.and_then(|number| number.checked_mul(factor));
+    time.map(Duration::from_micros)
+        .filter(|time| *time <= SPIN_TIME_MAX)
+        .ok_or_else(|| format!("expected 0 or up to 10ms, such as 500us or 1ms, found {text:?}"))
 }
 
 fn parse_block(text: &str) -> Result<u32, String> {
@@ -510,6 +536,7 @@ mod tests {
             "trilith up --size=10GiB --replicas=5 --dir d --name v --nbd unix:/tmp/s --foreground",
             "trilith up --iscsi 127.0.0.1:3261 --iscsi-portal storage.example:3260 --nbd off",
             "trilith up --iscsi off",
+            "trilith up --spin 500us",
             "trilith up --ublk",
             "trilith up --ublk --size 1G --ublk-queues 2 --nbd off --iscsi off",
             "trilith up --ublk 3",
@@ -547,6 +574,10 @@ mod tests {
             "trilith up --ublk b",
             "trilith up --ublk 1048576",
             "trilith up --ublk-queues 0",
+            "trilith up --spin 1",
+            "trilith up --spin 1s",
+            "trilith up --spin 11ms",
+            "trilith up --spin 99999999999999999999us",
             "trilith ublk delete",
             "trilith up --iscsi-block 1024",
             "trilith up --iscsi-portal storage.example",

@@ -42,7 +42,20 @@ fn fio_verify(cluster: &Cluster, seconds: u32) -> Result<Child> {
 
 #[test]
 fn fio_sees_no_error_while_replicas_die_and_freeze_in_turn() -> Result<()> {
-    let mut cluster = Cluster::start(Options::default())?;
+    replicas_die_and_freeze_under_fio(Options::default())
+}
+
+#[test]
+fn fio_sees_no_error_with_processes_that_look_out_before_they_sleep() -> Result<()> {
+    let more = vec!["--spin".to_owned(), "1ms".to_owned()];
+    replicas_die_and_freeze_under_fio(Options {
+        more,
+        ..Options::default()
+    })
+}
+
+fn replicas_die_and_freeze_under_fio(options: Options) -> Result<()> {
+    let mut cluster = Cluster::start(options)?;
     cluster.wait_state("healthy")?;
     let mut fio = fio_verify(&cluster, 20)?;
     for round in 0..2 {

@@ -3,6 +3,7 @@
 
 mod plain;
 mod pool;
+mod spin;
 mod uring;
 
 use crate::error::RuntimeError;
@@ -115,15 +116,19 @@ pub(crate) enum Driver {
 }
 
 impl Driver {
-    pub(crate) fn new(wanted: Backend, regions: u32) -> Result<Driver, RuntimeError> {
+    pub(crate) fn new(
+        wanted: Backend,
+        regions: u32,
+        spin: Duration,
+    ) -> Result<Driver, RuntimeError> {
         match wanted {
             Backend::Plain => Ok(Driver::Plain(Box::new(plain::Plain::new()?))),
-            Backend::Uring => Ok(Driver::Uring(Box::new(uring::Uring::new(regions)?))),
-            Backend::Auto => match uring::Uring::new(regions) {
+            Backend::Uring => Ok(Driver::Uring(Box::new(uring::Uring::new(regions, spin)?))),
+            Backend::Auto => match uring::Uring::new(regions, spin) {
                 Ok(ring) => Ok(Driver::Uring(Box::new(ring))),
                 Err(error) => {
                     tracing::warn!(%error, "io_uring is not usable: using plain system calls");
-                    Driver::new(Backend::Plain, regions)
+                    Driver::new(Backend::Plain, regions, spin)
                 }
             },
         }

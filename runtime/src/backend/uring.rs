@@ -5,6 +5,7 @@
 //! each only if the kernel allows it. Queue operations need the memory promise of
 //! [`super::Driver::submit`]; the ring is only ever used by the thread that made it.
 
+use super::spin::Spin;
 use super::{Completion, FdRef, FdUse, SysOp, Wait};
 use crate::error::RuntimeError;
 use crate::limits::{
@@ -14,6 +15,7 @@ use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
+use trilith_block::Monotonic;
 
 /// Key of cancel requests, whose own completions mean nothing.
 const CANCEL_KEY: u64 = u64::MAX;
@@ -50,6 +52,7 @@ pub(crate) struct Uring {
     /// Registered buffers possible.
     regions: u32,
     in_flight: usize,
+    spin: Spin,
     enters: u64,
     poll_first: bool,
     /// Entries that found the submission queue full; they go first at the next enter. Bounded by
@@ -76,6 +79,7 @@ fn build(entries: u32, completions: u32) -> io::Result<(IoUring, &'static str)> 
                 builder
                     .setup_single_issuer()
                     .setup_defer_taskrun()
+                    .setup_taskrun_flag()
                     .setup_submit_all();
                 builder.setup_no_sqarray();
                 "single issuer, deferred task work, no submission array"
@@ -84,6 +88,7 @@ fn build(entries: u32, completions: u32) -> io::Result<(IoUring, &'static str)> 
                 builder
                     .setup_single_issuer()
                     .setup_defer_taskrun()
+                    .setup_taskrun_flag()
                     .setup_submit_all();
                 "single issuer, deferred task work"
             }
@@ -107,7 +112,7 @@ fn build(entries: u32, completions: u32) -> io::Result<(IoUring, &'static str)> 
 }
 
 impl Uring {
-    pub(super) fn new(regions: u32) -> Result<Uring, RuntimeError> {
+    pub(super) fn new(regions: u32, spin: Wait) -> Result<Uring, RuntimeError> {
         let fail = |error: io::Error| RuntimeError::new("set up io_uring", error);
         let (ring, flags) = match build(RING_ENTRIES, RING_COMPLETIONS) {
             // Old kernels, and users with a low limit: the queues count as locked memory.
@@ -152,6 +157,7 @@ impl Uring {
             files_free,
             regions,
             in_flight: 0,
+            spin: Spin::new(spin),
             enters: 0,
             poll_first,
             backlog: VecDeque::new(),
@@ -310,7 +316,6 @@ impl Uring {
         wait: Wait,
         out: &mut Vec<Completion>,
     ) -> Result<(), RuntimeError> {
-        self.enters += 1;
         self.push_backlog();
         // Nothing to wait for: completions are there, or all that is in flight are quick sends.
         let at_once = !self.ring.completion().is_empty()
@@ -318,16 +323,67 @@ impl Uring {
             || (!self.quick.is_empty() && self.in_flight == self.quick.len());
         // With a time limit of zero the call still runs the kernel's deferred work.
         let wait = if at_once { Wait::ZERO } else { wait };
-        let timeout = types::Timespec::from(wait);
-        let args = types::SubmitArgs::new().timespec(&timeout);
-        match self.ring.submitter().submit_with_args(1, &args) {
-            Ok(_) => {}
-            Err(error) => match error.raw_os_error() {
-                // Time is up; a signal; the kernel wants its completions reaped first.
-                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => {}
-                _ => return Err(RuntimeError::new("io_uring_enter", error)),
-            },
+        if self.spin.is_on() {
+            let begun = crate::clock::now();
+            let left = match self.spin.until(begun, wait) {
+                Some(until) => self.look_out(begun, until, wait)?,
+                None => wait,
+            };
+            self.enter_kernel(Some(left))?;
+            self.spin.waited(crate::clock::now().since(begun));
+        } else {
+            self.enter_kernel(Some(wait))?;
         }
+        self.reap(out);
+        Ok(())
+    }
+
+    /// Submits, and looks for completions without sleeping. Returns how long to sleep then.
+    fn look_out(
+        &mut self,
+        begun: Monotonic,
+        until: Monotonic,
+        wait: Wait,
+    ) -> Result<Wait, RuntimeError> {
+        if !self.ring.submission().is_empty() {
+            self.enter_kernel(None)?;
+        }
+        loop {
+            // Work that the kernel has deferred is done by the next call.
+            if self.ring.submission().taskrun() || !self.ring.completion().is_empty() {
+                return Ok(Wait::ZERO);
+            }
+            let now = crate::clock::now();
+            if now >= until {
+                return Ok(wait.saturating_sub(now.since(begun)));
+            }
+            // Those whose events are looked for may need this processor to bring them about.
+            std::thread::yield_now();
+        }
+    }
+
+    /// The system call: submits and waits at most `wait`, or only submits.
+    fn enter_kernel(&mut self, wait: Option<Wait>) -> Result<(), RuntimeError> {
+        self.enters += 1;
+        let result = match wait {
+            Some(wait) => {
+                let timeout = types::Timespec::from(wait);
+                let args = types::SubmitArgs::new().timespec(&timeout);
+                self.ring.submitter().submit_with_args(1, &args)
+            }
+            None => self.ring.submit(),
+        };
+        match result.map_err(|error| (error.raw_os_error(), error)) {
+            // Time is up; a signal; the kernel wants its completions reaped first.
+            Ok(_) | Err((Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN), _)) => {
+                Ok(())
+            }
+            Err((_, error)) => Err(RuntimeError::new("io_uring_enter", error)),
+        }
+    }
+
+    /// Takes the completions there are.
+    fn reap(&mut self, out: &mut Vec<Completion>) {
         for entry in self.ring.completion() {
             let key = entry.user_data();
             if key == CANCEL_KEY {
@@ -347,7 +403,6 @@ impl Uring {
             }
         }
         self.end_quick(out);
-        Ok(())
     }
 
     /// Completes the quick sends that the kernel has taken over. Those that found the socket full

@@ -18,15 +18,24 @@ use trilith_runtime::{
 const TEST_TIME_MAX: Duration = Duration::from_secs(60);
 
 pub fn new_loop(backend: Backend, arena_mebibytes: u64) -> Loop {
+    spinning_loop(backend, arena_mebibytes, Duration::ZERO)
+}
+
+pub fn spinning_loop(backend: Backend, arena_mebibytes: u64, spin: Duration) -> Loop {
     let arena = ArenaConfig {
         budget_bytes: arena_mebibytes << 20,
         huge_pages: true,
     };
-    match Loop::new(LoopConfig { backend, arena }) {
+    match Loop::new(LoopConfig {
+        backend,
+        arena,
+        spin,
+    }) {
         // Other tests' rings have used up what this user may lock: the plain one must do.
         Err(error) if error.kind() == std::io::ErrorKind::OutOfMemory => Loop::new(LoopConfig {
             backend: Backend::Plain,
             arena,
+            ..LoopConfig::default()
         })
         .unwrap(),
         other => other.unwrap(),
@@ -42,6 +51,7 @@ pub fn backends() -> Vec<Backend> {
     match Loop::new(LoopConfig {
         backend: Backend::Uring,
         arena,
+        ..LoopConfig::default()
     }) {
         Ok(_) => vec![Backend::Plain, Backend::Uring],
         Err(error) => {

@@ -73,6 +73,7 @@ pub(crate) fn start(args: &ProcessArgs) -> anyhow::Result<Process> {
     let config = LoopConfig {
         backend: args.backend.into(),
         arena,
+        spin: args.spin,
     };
     let mut turns = Loop::new(config).map_err(setup)?;
     let io = turns.io();

@@ -69,6 +69,7 @@ mod tests {
         let mut turns = Loop::new(LoopConfig {
             backend: Backend::Plain,
             arena,
+            ..LoopConfig::default()
         })
         .unwrap();
         let new = format::New {

@@ -2,6 +2,7 @@
 
 use crate::cli::{BackendArg, IscsiArgs, Listen, UblkArgs, UpArgs};
 use anyhow::{Context, ensure};
+use core::time::Duration;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use trilith_runtime::Address;
@@ -30,6 +31,8 @@ pub(crate) struct Config {
     pub(crate) admin: Vec<Address>,
     /// How to talk to the kernel.
     pub(crate) backend: BackendArg,
+    /// How long the children look out before they sleep.
+    pub(crate) spin: Duration,
     /// Directory on tmpfs.
     pub(crate) window_dir: Option<PathBuf>,
     /// Log filter for the children.
@@ -101,6 +104,7 @@ impl Config {
             target,
             ublk: args.ublk,
             backend: args.backend,
+            spin: args.spin,
             window_dir: args.window_dir.map(absolute).transpose()?,
             log: log.to_owned(),
             wanted: Wanted {

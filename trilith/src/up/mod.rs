@@ -59,6 +59,7 @@ pub(crate) fn run(args: UpArgs, log: &str) -> anyhow::Result<Exit> {
     let mut turns = Loop::new(LoopConfig {
         backend: Backend::Plain,
         arena,
+        ..LoopConfig::default()
     })?;
     let signals = [
         Signal::Terminate,

@@ -95,6 +95,7 @@ impl Up {
         let mut args = Args::new(name);
         args.set("--log", &self.config.log);
         args.set("--backend", self.config.backend.name());
+        args.set("--spin", format_args!("{}us", self.config.spin.as_micros()));
         args.set("--admin", layout::admin_address(id));
         args.set("--supervisor", std::process::id());
         args.set("--secret-file", layout::SECRET);

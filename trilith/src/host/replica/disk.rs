@@ -272,6 +272,7 @@ mod tests {
         let mut turns = Loop::new(LoopConfig {
             backend: Backend::Plain,
             arena,
+            ..LoopConfig::default()
         })
         .unwrap();
         std::fs::write(dir.join("file"), vec![1; 1 << 20]).unwrap();
