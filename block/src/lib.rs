@@ -13,7 +13,7 @@
 #![forbid(unsafe_code)]
 
 extern crate alloc;
-#[cfg(test)]
+#[cfg(any(test, feature = "proof"))]
 extern crate std;
 
 pub mod buffers;
@@ -21,7 +21,9 @@ pub mod chunks;
 pub mod ids;
 pub mod limits;
 pub mod machine;
+pub mod mark;
 pub mod membership;
+pub mod mutant;
 pub mod overlap;
 pub mod request;
 pub mod time;
@@ -31,7 +33,9 @@ pub use buffers::{BufId, BufSlice, Buffers};
 pub use chunks::{ChunkMap, ChunkMask};
 pub use ids::{Idx, MemberId, MemberSet, SyncEpoch, Term, Uuid};
 pub use machine::{Actions, Bytes, ConnId, Machine, Stream, StreamEvent, Want, Words};
+pub use mark::Mark;
 pub use membership::Membership;
+pub use mutant::Mutant;
 pub use overlap::Overlap;
 pub use request::{
     Capabilities, Completion, ErrorKind, FrontendAction, FrontendEvent, Op, Outcome, Request,

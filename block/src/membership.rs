@@ -2,6 +2,7 @@
 
 use crate::ids::{MemberId, MemberSet, Term};
 use crate::limits::MEMBERS_MAX;
+use crate::mutant::{self, Mutant};
 
 /// Bits of a generation below the term in it: changes that one engine can make in one term.
 const CHANGES_BITS: u32 = 16;
@@ -68,11 +69,15 @@ impl Membership {
         self.next.is_empty()
     }
 
+    fn both_decide(&self) -> bool {
+        self.joint && !mutant::on(Mutant::JointIgnored)
+    }
+
     /// True when `set` can decide: it has a majority of the voters and, in a joint configuration,
     /// of the next ones as well.
     pub fn is_majority(&self, set: MemberSet) -> bool {
         let has = |of: MemberSet| majority(of) <= set.and(of).count();
-        !self.voters.is_empty() && has(self.voters) && (!self.joint || has(self.next))
+        !self.voters.is_empty() && has(self.voters) && (!self.both_decide() || has(self.next))
     }
 
     /// The highest value that a deciding set has reached, each member at `reached`.
@@ -86,7 +91,7 @@ impl Membership {
             values[majority(set).min(MEMBERS_MAX) - 1]
         };
         let voters = of(self.voters);
-        if self.joint {
+        if self.both_decide() {
             voters.min(of(self.next))
         } else {
             voters

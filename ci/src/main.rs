@@ -10,6 +10,7 @@
 
 mod layers;
 mod licences;
+mod mutants;
 mod packages;
 mod run;
 mod tidy;
@@ -20,7 +21,7 @@ use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
 /// Runs one step of the project's checks, or all of them.
-#[derive(Debug, Parser)]
+#[derive(Clone, Debug, Parser)]
 #[command(name = "cargo ci")]
 struct Args {
     /// What to run.
@@ -33,6 +34,10 @@ struct Args {
     /// new ones have run without a failure (docs/verification.md).
     #[arg(long, global = true)]
     fresh: bool,
+    /// Quarter of the mutants (0 to 3) for the `mutants` step; all of them without it. `all` takes
+    /// the quarter that the commit's hash chooses.
+    #[arg(long, global = true)]
+    quarter: Option<u64>,
 }
 
 /// The steps, in the order in which `all` runs them.
@@ -56,6 +61,8 @@ enum Step {
     Test,
     /// The deterministic simulator: fixed seeds, or with --fresh ones derived from the commit.
     Sim,
+    /// Rules broken on purpose: the simulator, or a test, must notice each.
+    Mutants,
     /// Real processes, real files, Debian's clients.
     E2e,
     /// Guests of an emulator for what needs a kernel of its own (`ci/vm/README.md`).
@@ -63,7 +70,7 @@ enum Step {
     Vm(vm::Command),
 }
 
-const ORDER: [Step; 10] = [
+const ORDER: [Step; 11] = [
     Step::Packages,
     Step::Fmt,
     Step::Layers,
@@ -72,6 +79,7 @@ const ORDER: [Step; 10] = [
     Step::Clippy,
     Step::Test,
     Step::Sim,
+    Step::Mutants,
     Step::E2e,
     Step::Vm(vm::Command::Ci),
 ];
@@ -85,7 +93,11 @@ fn name(step: &Step) -> String {
 fn step(step: &Step, args: &Args) -> Result<()> {
     run::title(&name(step));
     match step {
-        Step::All => ORDER.iter().try_for_each(|s| self::step(s, args)),
+        Step::All => {
+            let mut args = args.clone();
+            args.quarter = Some(args.quarter.map_or_else(mutants::quarter_of_commit, Ok)?);
+            ORDER.iter().try_for_each(|s| self::step(s, &args))
+        }
         Step::Packages => packages::ensure(),
         Step::Fmt => run::cargo(&["fmt", "--all", "--check"]),
         Step::Layers => layers::check(),
@@ -102,6 +114,7 @@ fn step(step: &Step, args: &Args) -> Result<()> {
         ]),
         Step::Test => run::cargo(&["test", "--workspace", "--quiet", "--exclude", "trilith-e2e"]),
         Step::Sim => run::sim(args.seeds, args.fresh),
+        Step::Mutants => mutants::hunt(args.quarter),
         Step::E2e => run::e2e(),
         Step::Vm(command) => vm::run(command),
     }

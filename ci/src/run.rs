@@ -71,7 +71,7 @@ pub(crate) fn tracked() -> Result<Vec<String>> {
 }
 
 /// First of the fixed seeds.
-const SEEDS_FROM: u64 = 700_000;
+const SEEDS_FROM: u64 = 1_000_000;
 
 /// The simulator: always the same seeds, or seeds derived from the commit, so that a run can be
 /// repeated.
@@ -84,19 +84,24 @@ pub(crate) fn sim(seeds: u64, fresh: bool) -> Result<()> {
     }
     say(&format!("simulating seeds {from} to {}", from + seeds - 1));
     let (seeds, from) = (seeds.to_string(), from.to_string());
-    cargo(&[
+    let args = [
         "run",
         "--quiet",
         "--profile",
         "sim",
         "-p",
         "sim",
+        "--features",
+        "proof",
         "--",
         "--seeds",
         &seeds,
         "--from",
         &from,
-    ])
+        "--jobs",
+        "2",
+    ];
+    cargo(&args)
 }
 
 /// The end-to-end tests, one at a time: they measure nothing, but they do fill both cores.

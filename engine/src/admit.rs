@@ -12,6 +12,8 @@ use crate::ops::FlushNeed;
 use crate::read::ReadOwner;
 use crate::stream::EntryKind;
 use trilith_block::limits::{BLOCK_BYTES, TRANSFER_BYTES_MAX};
+use trilith_block::mark::{self, Mark};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{BlockRange, Blocks, BufSlice, Buffers, ErrorKind, Idx, Lba, Op};
 use trilith_wire::EntryOp;
 
@@ -105,9 +107,11 @@ impl Engine {
         }
         if op.parts >= self.cfg.sizes.expand_parts_max {
             op.parked = true;
+            mark::reached(Mark::Parked);
             return Taken::Enough;
         }
         if self.stream.len() >= self.cfg.sizes.window_entries {
+            mark::reached(Mark::WindowFull);
             return Taken::Wait;
         }
         let kind = match (op.op, op.flags.no_hole) {
@@ -122,6 +126,7 @@ impl Engine {
         match self.room_for(kind, range, cx) {
             Some(true) => {}
             Some(false) => {
+                mark::reached(Mark::NoRoom);
                 if let Some(op) = self.ops.get_mut(key) {
                     op.error = Some(ErrorKind::NoSpace);
                 }
@@ -157,6 +162,7 @@ impl Engine {
 
     fn start_part(&mut self, mut part: Part, cx: &mut Cx<'_>) {
         let free = !self.gate.busy(part.range.start.extent());
+        let free = free || mutant::on(Mutant::MergeWithoutGate);
         if free && (part.merge.is_none() || matches!(self.merge(&mut part, cx), Merged::Ready)) {
             self.issue_part(&part, cx);
             return;
@@ -193,6 +199,7 @@ impl Engine {
                     let range = part.range;
                     self.parts.put_back(key, part);
                     self.counters.merge_reads += 1;
+                    mark::reached(Mark::MergeFromDisk);
                     self.start_read(ReadOwner::Merge { part: key }, range, cx);
                     return;
                 }
@@ -226,6 +233,12 @@ impl Engine {
                 self.lock_unblocked(next);
             } else {
                 // In order, and not from within: a chain of waiting parts must not recurse.
+                let lock = self.is_lock(key);
+                mark::reached(if lock {
+                    Mark::WriteBehindLock
+                } else {
+                    Mark::MergeQueued
+                });
                 self.ready.push_back(next);
             }
         }
@@ -266,6 +279,7 @@ impl Engine {
             None => cx.data.bytes_mut(block).fill(0),
         }
         self.counters.merges_in_memory += 1;
+        mark::reached(Mark::MergeFromMemory);
         overlay(part, block, cx.data);
         Merged::Ready
     }
@@ -379,6 +393,7 @@ impl Engine {
         range: BlockRange,
         data: Option<BufSlice>,
     ) {
+        mark::reached(Mark::Reissued);
         if let Some(op) = self.ops.get_mut(op) {
             op.unissued += 1;
             if op.flags.fua && op.flush == FlushNeed::Waiting {
@@ -463,13 +478,19 @@ impl Engine {
 
     /// The highest position that a majority of counted members has reached, each by `position`.
     fn majority_of_counted(&self, position: impl Fn(&crate::peer::Peer) -> Idx) -> Idx {
-        self.membership.agreed(|member| {
+        let position = |member: trilith_block::MemberId| {
             if self.sync.counted.contains(member) {
                 position(&self.peers[member.index()])
             } else {
                 Idx(0)
             }
-        })
+        };
+        if mutant::on(Mutant::FlushByFewer) {
+            let far = |one| move |m| if m == one { Idx(u64::MAX) } else { position(m) };
+            let counted = self.sync.counted.iter();
+            return counted.fold(Idx(0), |most, m| most.max(self.membership.agreed(far(m))));
+        }
+        self.membership.agreed(position)
     }
 
     /// Flushes of an old term are asked for again in the next one.

@@ -6,6 +6,8 @@ use crate::engine::{Cx, Engine};
 use crate::peer::{Peer, Survey};
 use crate::recovery::{self, Blocked, Plan, Policy};
 use alloc::vec::Vec;
+use trilith_block::mark::{self, Mark};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{ChunkMap, Idx, MemberId, MemberSet, Monotonic, Term, Uuid};
 use trilith_wire::message::Prevote;
 use trilith_wire::{Kind, Message, Reason, ReplicaState};
@@ -45,9 +47,10 @@ pub(crate) struct PlanAttempt {
 impl Engine {
     /// A replica knows this attach epoch. True when it fences this engine (5.1, M12).
     pub(crate) fn meet_epoch(&mut self, attach_epoch: u64, cx: &mut Cx<'_>) -> bool {
-        if attach_epoch <= self.cfg.attach_epoch {
+        if attach_epoch <= self.cfg.attach_epoch || mutant::on(Mutant::AttachEpochIgnored) {
             return false;
         }
+        mark::reached(Mark::Fenced);
         self.finish(ExitReason::Fenced, cx);
         true
     }
@@ -69,6 +72,7 @@ impl Engine {
     /// higher term brings it back.
     fn meet_vote(&mut self, now: Monotonic) {
         if let (true, Campaign::Idle { at }) = (self.open, &mut self.campaign) {
+            mark::reached(Mark::SplitVote);
             let soon = now.after(self.rng.jitter(self.cfg.timing.recampaign_max));
             *at = Some(at.map_or(soon, |at| at.min(soon)));
         }
@@ -221,7 +225,8 @@ impl Engine {
             None => *granted = granted.with(member),
             Some(reason) => {
                 *refused = refused.with(member);
-                self.other_leader |= reason == Reason::LeaderAlive;
+                let alive = mark::reached_if(reason == Reason::LeaderAlive, Mark::LeaderAlive);
+                self.other_leader |= alive;
             }
         }
         if self.membership.is_majority(*granted) {
@@ -287,6 +292,7 @@ impl Engine {
             // A member of no first in-sync set enters by rebuild at once (R11); one that had taken its
             // promise back goes on where it was.
             Campaign::Idle { .. } | Campaign::Prevote { .. } if self.open => {
+                mark::reached(Mark::LateVoter);
                 self.spread_to(member, cx);
                 self.member_returned(member, state, cx);
             }
@@ -299,7 +305,8 @@ impl Engine {
     fn defer_acks(&mut self, state: &ReplicaState, now: Monotonic) {
         let dead = state.leader == self.cfg.engine
             || (!self.cfg.supersedes.is_none() && state.leader == self.cfg.supersedes);
-        if state.lease_left_ms > 0 && !dead {
+        let waits = !mutant::on(Mutant::LeaseNotWaitedFor);
+        if state.lease_left_ms > 0 && !dead && waits {
             let left = core::time::Duration::from_millis(u64::from(state.lease_left_ms) + 1);
             self.defer_until = self.defer_until.max(now.after(left + left / 50));
         }
@@ -430,8 +437,11 @@ impl Engine {
                     });
                 }
                 let left = match blocked {
-                    Blocked::WaitForMore { left, .. } => left,
-                    Blocked::NoMajority { .. } | Blocked::NoSource { .. } => None,
+                    Blocked::WaitForMore { left, .. } => {
+                        mark::reached(Mark::WaitsForMore);
+                        left
+                    }
+                    Blocked::NoSource { .. } | Blocked::NoMajority { .. } => None,
                 };
                 self.plan_attempt = PlanAttempt {
                     of: promised,

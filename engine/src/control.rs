@@ -2,6 +2,7 @@
 
 use crate::engine::{Cx, Engine};
 use crate::peer::Control;
+use trilith_block::mark::{self, Mark};
 use trilith_block::{BufSlice, Buffers, ChunkMap, ExtentNo, Idx, MemberId};
 use trilith_wire::limits::MAP_BYTES_MAX;
 use trilith_wire::{ChunkRecord, Message};
@@ -119,6 +120,7 @@ impl Engine {
                 });
                 self.pump(member, cx);
             } else if member != of {
+                mark::reached(Mark::ClearOwed);
                 peer.owed.get_mut(of).union(map);
             }
         }

@@ -10,6 +10,7 @@ use crate::peer::{MapOwner, MapPiece};
 use crate::survey::add_records;
 use alloc::vec::Vec;
 use trilith_block::limits::{CHUNK_BYTES, EXTENT_BYTES, EXTENT_CHUNKS};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::request::status_flags::{DIRTY, HOLE, ZERO};
 use trilith_block::{BlockRange, BufSlice, ByteRange, ChunkMap, ExtentNo, MemberId, Outcome};
 use trilith_wire::{EntryOp, MapKind, Message};
@@ -51,7 +52,8 @@ impl Engine {
         cx: &mut Cx<'_>,
     ) -> Option<bool> {
         let extent = range.start.extent();
-        if kind == EntryOp::Discard || self.is_allocated(extent) {
+        let blind = mutant::on(Mutant::RoomNotReserved);
+        if kind == EntryOp::Discard || self.is_allocated(extent) || blind {
             return Some(true);
         }
         let taken = self.stream.room_taken;

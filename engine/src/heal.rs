@@ -8,6 +8,8 @@ use crate::rebuild::{
 };
 use crate::syncset::Standing;
 use alloc::vec::Vec;
+use trilith_block::mark::{self, Mark};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{BlockRange, ChunkMap, Idx, MemberId, Monotonic};
 use trilith_wire::{EntryStatus, MapKind, Message};
 
@@ -214,6 +216,7 @@ impl Engine {
                 };
                 let id = self.locks.insert(lock);
                 let free = self.gate.insert(LOCK | id, range);
+                mark::reached_if(!free, Mark::LockBehindWrite);
                 if let Some(lock) = self.locks.get_mut(id) {
                     lock.blocked = !free;
                 }
@@ -221,7 +224,10 @@ impl Engine {
             }
             RebuildStep::Unlock { token } => self.unlock(member, token),
             RebuildStep::Read { token, range } => {
-                let source = self.holders(range).without(member);
+                let mut source = self.holders(range).without(member);
+                if mutant::on(Mutant::RebuildWithoutLock) {
+                    source = self.sync.counted.without(member);
+                }
                 let owner = FlightOwner::Rebuild {
                     target: member,
                     token,
@@ -299,7 +305,11 @@ impl Engine {
                 .is_some_and(|r| r.in_place);
             let settled =
                 !lock.blocked && (in_place || self.stream.uncommitted(lock.range).is_none());
-            let source = self.holders(lock.range).without(lock.member);
+            let settled = settled || mutant::on(Mutant::RebuildWithoutLock);
+            let mut source = self.holders(lock.range).without(lock.member);
+            if mutant::on(Mutant::RebuildWithoutLock) {
+                source = self.sync.counted.without(lock.member);
+            }
             if settled && self.source_of(source).is_some() {
                 if let Some(lock) = self.locks.get_mut(id) {
                     lock.granted = true;

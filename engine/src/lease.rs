@@ -2,6 +2,7 @@
 
 use crate::api::Mode;
 use crate::engine::{Cx, Engine};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{Idx, MemberId, Monotonic};
 use trilith_wire::Message;
 
@@ -19,7 +20,10 @@ impl Engine {
         if !self.cfg.timing.lease_enabled || echo == Monotonic(0) {
             return Monotonic(0);
         }
-        let lease = self.cfg.timing.lease;
+        let mut lease = self.cfg.timing.lease;
+        if mutant::on(Mutant::StaleLeaseRead) {
+            lease *= 1000;
+        }
         echo.after((lease - lease / 50).saturating_sub(crate::limits::LEASE_MARGIN))
     }
 

@@ -5,6 +5,7 @@ use crate::campaign::Campaign;
 use crate::engine::{Cx, Engine};
 use crate::limits::STUCK;
 use crate::peer::Peer;
+use trilith_block::mark::{self, Mark};
 use trilith_block::{ErrorKind, MemberSet, Monotonic};
 
 impl Engine {
@@ -144,6 +145,9 @@ impl Engine {
         self.lossy = false;
         self.recovery = None;
         self.recovery_steps.clear();
+        let rebuilding = self.rebuilds.iter().any(Option::is_some);
+        mark::reached_if(rebuilding, Mark::RebuildCutByTerm);
+        mark::reached_if(!self.flush_ops.is_empty(), Mark::FlushCutByTerm);
         self.stop_rebuilds();
         self.freeze_reads(cx);
         self.freeze_flushes();

@@ -4,6 +4,7 @@ use crate::api::Mode;
 use crate::engine::{Cx, Engine};
 use crate::status::StageLatency;
 use trilith_block::limits::TRANSFER_BYTES_MAX;
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{
     BufSlice, Buffers, ByteRange, Completion, ErrorKind, Idx, Monotonic, Op, Outcome, Request,
     RequestFlags, Tag,
@@ -228,7 +229,9 @@ impl Engine {
             }
         } else if op.expanded()
             && op.parts == 0
-            && (op.flush == FlushNeed::Done || (op.flush == FlushNeed::None && !op.flags.fua))
+            && (op.flush == FlushNeed::Done
+                || (op.flush == FlushNeed::None && !op.flags.fua)
+                || (op.flags.fua && mutant::on(Mutant::FuaWithoutFlush)))
         {
             self.finish_op(key, Ok(Outcome::Done), data);
         }

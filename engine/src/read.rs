@@ -3,6 +3,8 @@
 use crate::engine::{Cx, Engine};
 use crate::limits::READ_RETRY;
 use trilith_block::limits::{BLOCK_BYTES, TRANSFER_BYTES_MAX};
+use trilith_block::mark::{self, Mark};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{
     BlockRange, Blocks, BufSlice, Buffers, ErrorKind, Idx, MemberId, MemberSet, Monotonic, Outcome,
 };
@@ -190,6 +192,7 @@ impl Engine {
                     read.floor = Some(last);
                     read.waits_on = idx;
                     read.stage = Stage::Commit;
+                    mark::reached(Mark::ReadWaitsForWrite);
                 }
                 self.read_waits.insert((idx, key));
                 return;
@@ -285,6 +288,7 @@ impl Engine {
                     self.end_flight(rid);
                 }
                 self.counters.hedges += 1;
+                mark::reached(Mark::Hedged);
                 self.ask(key, member, cx);
                 // Both are slow: the next one takes the place of the first after a longer while.
                 let at = cx
@@ -409,11 +413,12 @@ impl Engine {
         let range = read.range;
         // Step 4: an overlapping write that was sent since may be in the answer.
         match self.stream.uncommitted(range) {
-            Some(idx) => {
+            Some(idx) if !mutant::on(Mutant::ReadUnverified) => {
+                mark::reached(Mark::ReadOvertaken);
                 self.set_stage(key, Stage::Settle(idx));
                 self.read_waits.insert((idx, key));
             }
-            None => self.settled(key, cx),
+            Some(_) | None => self.settled(key, cx),
         }
     }
 
@@ -430,10 +435,13 @@ impl Engine {
         };
         let (bad, range, owner) = (read.bad, read.range, read.owner);
         // Step 4: the member that answered must still count.
-        if !read.source.is_some_and(|m| self.sync.counted.contains(m)) {
+        let counts = read.source.is_some_and(|m| self.sync.counted.contains(m));
+        mark::reached_if(!counts, Mark::ReadSourceLost);
+        if !counts {
             return self.restart_read(key, cx);
         }
         if !bad.is_empty() {
+            mark::reached(Mark::ReadRepair);
             self.rewrite(range, cx);
         }
         if matches!(owner, ReadOwner::Merge { .. }) || self.lease_runs(cx.now) {
@@ -443,6 +451,7 @@ impl Engine {
         self.set_stage(key, Stage::Confirm(cx.now));
         self.confirms.push(key);
         self.counters.read_index += 1;
+        mark::reached(Mark::ReadIndex);
         self.ask_majority(cx);
     }
 
@@ -501,6 +510,8 @@ impl Engine {
     }
 
     fn read_done(&mut self, key: u64, cx: &mut Cx<'_>) {
+        let granted = self.mode == crate::api::Mode::ReadOnlyGrant;
+        mark::reached_if(granted, Mark::ReadByGrant);
         let Some(read) = self.reads.remove(key) else {
             return;
         };

@@ -10,6 +10,7 @@ use crate::recovery::{
 use crate::session::block_crcs;
 use crate::syncset::Standing;
 use alloc::vec::Vec;
+use trilith_block::mark::{self, Mark};
 use trilith_block::{BlockRange, BufSlice, ChunkMap, ExtentNo, Idx, MemberId, MemberSet};
 use trilith_wire::{EntryStatus, MapKind, Message};
 
@@ -337,7 +338,9 @@ impl Engine {
     fn bind_loss(&mut self, loss: u32) {
         match self.loss_bound {
             None => self.loss_bound = Some(loss),
-            Some(bound) => self.loss_wait = bound < loss,
+            Some(bound) => {
+                self.loss_wait = mark::reached_if(bound < loss, Mark::LossBeforeTaken);
+            }
         }
     }
 

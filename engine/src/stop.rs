@@ -2,6 +2,8 @@
 
 use crate::api::{ExitReason, Operator};
 use crate::engine::{Cx, Engine};
+use trilith_block::mark::{self, Mark};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{ErrorKind, MemberSet, Monotonic};
 use trilith_wire::Message;
 
@@ -21,9 +23,12 @@ impl Engine {
         match wish {
             Operator::AcceptLoss => {
                 if self.loss_wait {
+                    mark::reached_if(!self.ops.is_empty(), Mark::HeldRequestsEnd);
                     // M8, I17: what was asked for before belongs to clients that are gone; done
                     // now it would overwrite what their successors have seen.
-                    self.abandon_all(ErrorKind::Io, cx);
+                    if !mutant::on(Mutant::RequestsAfterLoss) {
+                        self.abandon_all(ErrorKind::Io, cx);
+                    }
                     self.loss_wait = false;
                     self.loss_bound = Some(self.loss);
                     self.mode_dirty = true;

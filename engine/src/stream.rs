@@ -5,6 +5,8 @@ use crate::session::block_crcs;
 use crate::spans::Spans;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use trilith_block::mark::{self, Mark};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{BlockRange, BufSlice, ChunkMap, Idx, MemberId, MemberSet, Monotonic};
 use trilith_wire::message::further_positions;
 use trilith_wire::{Append, EntryOp, EntryStatus, Message};
@@ -378,13 +380,22 @@ impl Engine {
     /// The commit rule (4.1 step 5): a majority of counted members accepted it, and no older
     /// leader's lease can still run (5.5).
     fn try_commit(&mut self, idx: Idx, cx: &mut Cx<'_>) {
-        let (counted, trk, membership) = (self.sync.counted, self.sync.trk, self.membership);
+        let (mut counted, trk, membership) = (self.sync.counted, self.sync.trk, self.membership);
+        if mutant::on(Mutant::UncountedAck) {
+            counted = trk;
+        }
         let defer_until = self.defer_until;
         let Some(entry) = self.stream.get_mut(idx) else {
             return;
         };
-        let decided = membership.is_majority(entry.acks.and(counted));
-        if entry.committed || !decided || cx.now < defer_until {
+        let acks = entry.acks.and(counted);
+        let decided = membership.is_majority(acks)
+            || (mutant::on(Mutant::AckBeforeMajority)
+                && trk.iter().any(|m| membership.is_majority(acks.with(m))));
+        if entry.committed || !decided {
+            return;
+        }
+        if mark::reached_if(cx.now < defer_until, Mark::AckDeferred) {
             return;
         }
         entry.committed = true;
@@ -426,7 +437,9 @@ impl Engine {
         }
         let trk = self.sync.trk;
         while let Some(front) = self.stream.entries.front() {
-            if !front.committed || !front.targets.and(trk).minus(front.acks).is_empty() {
+            let missing = front.targets.and(trk).minus(front.acks);
+            let waits = !missing.is_empty() && !mutant::on(Mutant::WindowCutAtCommit);
+            if !front.committed || waits {
                 break;
             }
             let idx = self.stream.base;
@@ -452,6 +465,9 @@ impl Engine {
     /// The members that accepted every live entry at `range`.
     pub(crate) fn holders(&self, range: BlockRange) -> MemberSet {
         let mut holders = self.sync.counted;
+        if mutant::on(Mutant::ReadFromLaggard) {
+            return holders;
+        }
         for (_, idx) in self.stream.live.overlapping(range) {
             if let Some(entry) = self.stream.get(idx) {
                 holders = holders.and(entry.acks).minus(entry.skip);

@@ -4,6 +4,8 @@
 use crate::engine::{Cx, Engine};
 use crate::peer::Peer;
 use crate::stream::EntryKind;
+use trilith_block::mark::{self, Mark};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{BlockRange, Blocks, ChunkMap, Idx, Lba, MemberId, MemberSet, Monotonic};
 use trilith_wire::{MapKind, Message, ReplicaState};
 
@@ -80,7 +82,11 @@ impl Engine {
     /// D1: `member`, which is out since epoch `since`, may be told so once a SYNCSET of that epoch or
     /// of a later one is durable at a majority of members that count *now* (T22).
     pub(crate) fn may_be_told(&self, since: u32) -> bool {
-        let durable = |p: &Peer| p.epoch_done.is_some_and(|n| since <= n);
+        if mutant::on(Mutant::ToldBeforeD1) {
+            return true;
+        }
+        let any = mutant::on(Mutant::D1ByOlderEpoch);
+        let durable = |p: &Peer| p.epoch_done.is_some_and(|n| since <= n || any);
         let holders = self.members_where(durable).and(self.sync.counted);
         self.membership.is_majority(holders)
     }
@@ -98,6 +104,13 @@ impl Engine {
     /// SYNCSET without `member`.
     fn demote(&mut self, member: MemberId, cx: &mut Cx<'_>) {
         self.counters.demotions += 1;
+        mark::reached(Mark::Demoted);
+        mark::reached_if(!self.flush_ops.is_empty(), Mark::DemotedWhileFlushWaits);
+        let joining = matches!(
+            self.peers[member.index()].standing,
+            Standing::Joining { .. }
+        );
+        mark::reached_if(joining, Mark::DemotedWhileJoining);
         self.leave_trk(member);
         let (iss, trk) = (self.sync.iss.without(member), self.sync.trk.without(member));
         // The engine stops counting the member when it *issues* the SYNCSET (M7).
@@ -108,6 +121,7 @@ impl Engine {
 
     /// SYNCSET that takes a member which is being rebuilt out of trk: it stalls nobody.
     fn untrack(&mut self, member: MemberId, since: u32, cx: &mut Cx<'_>) {
+        mark::reached(Mark::Untracked);
         self.leave_trk(member);
         let trk = self.sync.trk.without(member);
         self.issue_syncset(self.sync.iss, trk, None, trk, cx);
@@ -286,7 +300,7 @@ impl Engine {
         self.uncleared[member.index()].union(&absent);
         let (iss, trk) = (self.sync.iss.with(member), self.sync.trk.with(member));
         let fed = self.peers[member.index()].fed;
-        if !fed {
+        if mark::reached_if(!fed, Mark::HealedInPlace) {
             // Healed in place: this is the first entry that it gets. Its window cannot list what
             // others may lack, so that goes into the dirty maps it takes over (5.4, c0).
             for other in self.sync.trk.without(member).iter() {
@@ -312,6 +326,9 @@ impl Engine {
     /// The maps that go before a joining SYNCSET: what each absent member may lack, and the limbo.
     pub(crate) fn stage_for_join(&mut self, member: MemberId, idx: Idx) {
         self.peers[member.index()].staged_for = Some(idx);
+        if mutant::on(Mutant::MapsNotHandedOver) {
+            return;
+        }
         for absent in self.members.without(member).iter() {
             let mut map = self.absent[absent.index()].clone();
             map.union(&self.uncleared[absent.index()]);
@@ -367,6 +384,7 @@ impl Engine {
         if self.may_be_demoted(member) {
             let broken = peer.broken;
             self.demote(member, cx);
+            mark::reached_if(slow, Mark::DemotedByLag);
             if slow || broken {
                 self.rest(member, cx.now);
             }
@@ -395,6 +413,7 @@ impl Engine {
             return self.member_late(member, cx);
         }
         let surveyed = peer.survey.as_ref().is_some_and(|s| s.done);
+        mark::reached_if(surveyed && !self.may_be_told(since), Mark::D1Waits);
         if !self.may_be_tracked(member) {
             return;
         }
@@ -425,7 +444,10 @@ impl Engine {
         };
         // 5.4: nothing dirty, no copy running, and every entry that some other member may lack is
         // in this one's window.
-        if peer.is_ours() && self.rebuilt(member) && c0 <= self.stream.tidx() && self.can_issue() {
+        let listed = c0 <= self.stream.tidx() || mutant::on(Mutant::JoinBeforeC0);
+        mark::reached_if(self.rebuilt(member) && !listed, Mark::JoinWaitsForC0);
+        let peer = &self.peers[member.index()];
+        if peer.is_ours() && self.rebuilt(member) && listed && self.can_issue() {
             self.join(member, cx);
         }
     }
@@ -482,6 +504,7 @@ impl Engine {
 
     /// Sends again, in order, what it lacks.
     fn resume(&mut self, member: MemberId, state: &ReplicaState, cx: &mut Cx<'_>) {
+        mark::reached(Mark::Resumed);
         let last = self.last_idx();
         let peer = &mut self.peers[member.index()];
         peer.upto = peer.upto.max(state.upto.min(last));
@@ -524,7 +547,11 @@ impl Engine {
     fn flush_again(&mut self, member: MemberId, cx: &mut Cx<'_>) {
         let peer = &self.peers[member.index()];
         let accepted = |idx: &&Idx| peer.flushed < **idx && **idx <= peer.upto;
+        if mutant::on(Mutant::FlushNotAskedAgain) {
+            return;
+        }
         if let Some(idx) = self.flush_out.iter().rev().find(accepted).copied() {
+            mark::reached(Mark::FlushAskedAgain);
             let flush = Message::Flush {
                 term: self.term,
                 idx,
@@ -539,6 +566,7 @@ impl Engine {
     /// 6.2: a member of iss lost its window. What it accepted beyond its watermark is void; its
     /// activity log says where it may differ.
     fn returned_unfit(&mut self, member: MemberId, state: &ReplicaState, cx: &mut Cx<'_>) {
+        mark::reached(Mark::TaintedReturns);
         self.lower_counted(member);
         // A watermark of an older term says nothing about positions of this one (C15).
         let held = if state.se.term == self.term {

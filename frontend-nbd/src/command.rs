@@ -7,6 +7,7 @@ use crate::limits::{DISCARD_BYTES_MAX, REQUEST_BYTES_MAX};
 use crate::proto::{EXTENDED_REQUEST_MAGIC, REQUEST_MAGIC, be16, be32, be64, command, flag};
 use crate::reply::{Answer, ReplyMode};
 use trilith_block::limits::TRANSFER_BYTES_MAX;
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{ByteRange, RequestFlags};
 
 /// A request header.
@@ -89,7 +90,7 @@ impl Command {
             command::WRITE | command::TRIM | command::WRITE_ZEROES
         );
         RequestFlags {
-            fua: writes && self.has(flag::FUA),
+            fua: writes && self.has(flag::FUA) && !mutant::on(Mutant::NbdFuaDropped),
             no_hole: self.has(flag::NO_HOLE),
             fast_zero: self.has(flag::FAST_ZERO),
         }

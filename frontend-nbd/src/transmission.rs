@@ -10,6 +10,7 @@ use crate::proto::{chunk, flag};
 use crate::reply::{Answer, ReplyMode};
 use crate::server::{NbdServer, Out, send};
 use crate::tag::TagParts;
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{
     BufSlice, Buffers, ByteRange, Completion, ErrorKind, FrontendAction, Op, Outcome, Request,
 };
@@ -254,6 +255,7 @@ impl NbdServer {
         let op = match live.work {
             Work::Read => Op::Read,
             Work::Write => Op::Write,
+            Work::Flush if mutant::on(Mutant::NbdFlushDropped) => Op::Prefetch,
             Work::Flush => Op::Flush,
             Work::Trim => Op::Discard,
             Work::Cache => Op::Prefetch,

@@ -6,6 +6,7 @@ use crate::machine::{Context, Replica};
 use crate::maps::chunks_of;
 use crate::session::{PendingMap, Session};
 use crate::store::{StoreError, TermStart, Told};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{BufSlice, ConnId, Idx, MemberId, MemberSet, Membership, SyncEpoch, Term};
 use trilith_wire::{Kind, Message, Reason};
 
@@ -79,8 +80,8 @@ impl Replica {
         } else if self.facts().is_retired() && kind != Kind::Reconfigure {
             Some(Reason::Config)
         } else if self.ballot.is_some()
-            || term != self.promised_term()
-            || session.engine != self.voted_engine()
+            || (!mutant::on(Mutant::LowerTermAccepted)
+                && (term != self.promised_term() || session.engine != self.voted_engine()))
         {
             Some(Reason::Term)
         } else {

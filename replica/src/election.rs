@@ -4,6 +4,8 @@
 use crate::calls::{Call, What};
 use crate::lease::millis;
 use crate::machine::{Context, Replica};
+use trilith_block::mark::{self, Mark};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{ConnId, Idx, Term, Uuid};
 use trilith_wire::{Kind, Message, Prevote, Reason, Vote};
 
@@ -43,7 +45,7 @@ impl Replica {
     fn fenced(&self, p: &Prevote) -> Option<Reason> {
         if self.is_failed() {
             Some(Reason::Failed)
-        } else if p.attach_epoch < self.attach_epoch() {
+        } else if p.attach_epoch < self.attach_epoch() && !mutant::on(Mutant::AttachEpochIgnored) {
             Some(Reason::AttachEpoch)
         } else if p.cfg_gen < self.facts().cfg_gen || self.facts().is_retired() {
             Some(Reason::Config)
@@ -98,7 +100,12 @@ impl Replica {
             self.lease.release(v.release_lease_of);
             self.lease_dirty = true;
         }
+        if !v.release_lease_of.is_none() || v.attach_epoch > self.attach_epoch() {
+            let left = self.lease.left_for_others(cx.now, engine, Uuid::NONE);
+            mark::reached_if(!left.is_zero(), Mark::TakenOverLease);
+        }
         if let Some(older) = self.ballot.filter(|b| b.term < v.term) {
+            mark::reached(Mark::VoteOvertaken);
             self.ballot = None;
             self.nack_term(older.conn, v.term, v.attach_epoch, cx);
         }
@@ -115,7 +122,7 @@ impl Replica {
             drained: false,
         });
         self.counters.votes += 1;
-        if again {
+        if mark::reached_if(again, Mark::VoteAgain) {
             self.drain_for_vote(cx);
         } else {
             self.persist_vote(v, engine, conn, cx);
@@ -160,6 +167,11 @@ impl Replica {
         let Some(store) = self.store.as_mut() else {
             return;
         };
+        mark::reached_if(store.changes_running() > 0, Mark::VoteDrains);
+        if mutant::on(Mutant::NoDrain) {
+            self.calls.take(token);
+            return self.vote_drained(ballot.term);
+        }
         if let Err(error) = store.drain(token, cx.data, &mut self.store_out) {
             self.calls.take(token);
             self.ballot = None;

@@ -4,6 +4,7 @@ use crate::calls::{Call, What};
 use crate::machine::{Context, Replica, entry_status};
 use crate::reads::checksums_right;
 use crate::store::{Admission, Change, DiskError, Entry, Join, SyncSet};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{BufSlice, ConnId, Idx, MemberId, MemberSet, SyncEpoch, Term};
 use trilith_wire::{Append, EntryOp, EntryStatus, Kind, Message, SlotStatus};
 
@@ -194,7 +195,8 @@ impl Replica {
         };
         let upto = store.upto();
         // Entries of a term need its TERMSTART, or TOLD, here first; and only trk gets them.
-        if facts.se.term != facts.term || !facts.trk.contains(facts.member) {
+        let begun = facts.se.term == facts.term || mutant::on(Mutant::LowerTermAccepted);
+        if !begun || !facts.trk.contains(facts.member) {
             return Position::Gap;
         }
         if idx <= upto {

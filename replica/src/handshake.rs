@@ -9,6 +9,8 @@ use crate::session::Phase;
 use crate::store::{Facts, GENERATION_FIRST, LeaseGrant};
 use alloc::boxed::Box;
 use core::time::Duration;
+use trilith_block::mark::{self, Mark};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{ConnId, Idx, MemberId, MemberSet, Monotonic, SyncEpoch, Term, Uuid};
 use trilith_wire::auth::{self, Binding, Nonce, Role};
 use trilith_wire::limits::{PROTOCOL_MAX, PROTOCOL_MIN, PROTOCOL_RECONFIGURE};
@@ -89,7 +91,8 @@ impl Replica {
         {
             return self.refuse(conn, Reason::Mismatch, known.capacity, cx);
         }
-        if hello.attach_epoch < self.attach_epoch() {
+        let heeded = !mutant::on(Mutant::AttachEpochIgnored);
+        if hello.attach_epoch < self.attach_epoch() && heeded {
             // M12: whoever comes with an older attachment is fenced for good.
             return self.refuse(conn, Reason::AttachEpoch, 0, cx);
         }
@@ -160,9 +163,15 @@ pub(crate) fn lease_after_restart(
     now: Monotonic,
     span: Duration,
 ) -> Lease {
+    if mutant::on(Mutant::LeaseForgotten) {
+        return Lease::default();
+    }
     match grant {
         // A lease granted in this boot ends within `span`; if memory says otherwise, it is capped.
-        Some(grant) => Lease::restored(grant.engine, grant.until.min(now.after(span))),
+        Some(grant) => {
+            mark::reached_if(grant.until > now, Mark::LeaseRestored);
+            Lease::restored(grant.engine, grant.until.min(now.after(span)))
+        }
         None if facts.sealed || facts.term == Term(0) => Lease::default(),
         None => Lease::restored(facts.voted, now.after(span)),
     }

@@ -101,6 +101,8 @@ pub struct Cluster {
     pub healing: crate::run::Healing,
     /// What the checks of the state remember.
     pub watcher: crate::check::state::Watcher,
+    /// What the checkers know of each replica.
+    pub watches: Vec<crate::check::store::Watch>,
 }
 
 impl Cluster {
@@ -334,6 +336,7 @@ impl Cluster {
                 }
             }
             Effect::Send(conn, head, payload) => {
+                self.watch_frame(host, node, &head);
                 let known = node.conns.get(&conn).copied();
                 let open = known.and_then(|(line, end)| {
                     let connection = self.network.get(line)?;

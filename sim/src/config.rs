@@ -78,6 +78,28 @@ pub enum Fault {
         /// The old one's process dies.
         kill: bool,
     },
+    /// An engine on the other host takes over; it reaches all replicas but one, the old engine
+    /// lives on and reaches only that one.
+    Split {
+        /// The one.
+        host: Host,
+        /// How long links are cut.
+        span: Nanos,
+        /// The other replicas' processes are restarted right before.
+        forget: bool,
+    },
+    /// The processes of all replicas die at about the same time.
+    AllCrash {
+        /// Until they are started again, at most.
+        down: Nanos,
+        /// The engine's as well.
+        engine: bool,
+    },
+    /// The disks of all replicas are full.
+    AllFull {
+        /// How long.
+        span: Nanos,
+    },
     /// The engine is asked to stop (`seal`) or to step down, and is started again.
     Handover {
         /// Stop and seal.
@@ -212,6 +234,8 @@ pub struct Config {
 
 /// Seeds below it replace no replica, so that those which are kept as tests stay what they were.
 const REPLACEMENTS_FROM: u64 = 300_000;
+/// Seeds below it do without what [`draw_extras`] brings, for the same reason.
+pub const EXTRAS_FROM: u64 = 1_000_000;
 /// Number of engine hosts; they come after the replicas' hosts.
 pub const ENGINE_HOSTS: usize = 2;
 
@@ -341,6 +365,7 @@ impl Config {
         config.plan = draw_plan(entropy, &config, quick);
         config.dead = draw_dead(entropy, replicas);
         config.draw_replacement(entropy);
+        draw_extras(entropy, &mut config, quick);
         config
     }
 }
@@ -365,6 +390,48 @@ impl Config {
         self.skew_ppm.push(self.skew_ppm[old]);
         self.replacement = Some(Replacement { old, lost, at });
     }
+}
+
+/// What was added later.
+fn draw_extras(entropy: &mut Entropy, config: &mut Config, quick: bool) {
+    if config.seed < EXTRAS_FROM {
+        return;
+    }
+    let unit = if quick { 100 * MILLIS } else { SECONDS };
+    if entropy.chance(1, 6) {
+        // More extents than the activity log has slots.
+        let slots = u64::from(config.geometry.al_slots);
+        config.capacity += (slots + entropy.below(slots)) * (4 << 20);
+        config.mix.places = slots + entropy.below(2 * slots);
+    }
+    if entropy.chance(1, 4) {
+        // Everybody at one place.
+        config.mix.clients = 8;
+        config.mix.places = entropy.range(1, 3);
+    }
+    if entropy.chance(1, 4) {
+        config.mix.weights[2] = entropy.range(4, 10);
+    }
+    for _ in 0..entropy.below(3) {
+        let at = entropy.below(config.safety);
+        let host = entropy.index(config.replicas);
+        let fault = if config.replicas > 1 && entropy.chance(1, 3) {
+            Fault::Split {
+                host,
+                span: entropy.range(unit, 10 * unit),
+                forget: entropy.chance(1, 2),
+            }
+        } else if entropy.chance(3, 4) {
+            let down = entropy.skewed(MICROS, unit);
+            let engine = entropy.chance(2, 3);
+            Fault::AllCrash { down, engine }
+        } else {
+            let span = entropy.skewed(MILLIS, 10 * unit);
+            Fault::AllFull { span }
+        };
+        config.plan.push((at, fault));
+    }
+    config.plan.sort_by_key(|(at, _)| *at);
 }
 
 fn draw_dead(entropy: &mut Entropy, replicas: usize) -> Vec<Host> {

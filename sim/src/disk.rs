@@ -619,6 +619,21 @@ impl Disk {
         self.images[index(file)].pages.len()
     }
 
+    /// Pages of a file with data that a power loss may take.
+    pub fn volatile_pages(&self, file: File) -> impl Iterator<Item = usize> + '_ {
+        let image = &self.images[index(file)];
+        let loose = image.loose.iter().map(|page| *page as usize);
+        loose.filter(|page| !image.pages[*page].volatile.is_empty())
+    }
+
+    /// True when something is being written to the data file.
+    pub fn is_writing(&self) -> bool {
+        self.flights.values().any(|flight| match flight.operation {
+            Operation::Write { file, .. } | Operation::Zero { file, .. } => file == File::Data,
+            Operation::Read { .. } | Operation::Allocate { .. } | Operation::Flush { .. } => false,
+        })
+    }
+
     /// Pages allocated in the data file.
     pub fn allocated(&self) -> u64 {
         self.images[1].allocated

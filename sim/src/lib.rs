@@ -25,6 +25,9 @@ pub mod cluster;
 pub mod config;
 pub mod disk;
 pub mod entropy;
+pub mod fuzz;
+#[cfg(feature = "proof")]
+pub mod hunt;
 pub mod limits;
 pub mod nbd;
 pub mod network;

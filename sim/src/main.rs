@@ -1,7 +1,9 @@
 //! `sim --seeds N [--from S] [--jobs J] [--failures F] [--seconds T]` runs seeds; `--seed S
 //! [--trace] [--shrink]` tells the story of one, made as short as it goes; `--small N [--seed ORDER]`
 //! tries every N-th world of the small search. Exit code 1: a seed failed (or, where panics abort, a
-//! signal after the command that repeats the run).
+//! signal after the command that repeats the run). With the feature `proof`, `--mutant NAME` breaks a
+//! rule first, `--mutants [--quarter K | --only NAME]` looks for broken rules (exit code 1: one
+//! survived), `--marks` demands that the seeds reach every coverage mark.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -43,6 +45,22 @@ struct Arguments {
     small: u64,
     /// No seed is begun after this many seconds; 0: no limit.
     seconds: u64,
+    #[cfg(feature = "proof")]
+    mutants: bool,
+    /// All seeds are run with each mutant, to see how many notice it.
+    #[cfg(feature = "proof")]
+    rates: bool,
+    #[cfg(feature = "proof")]
+    quarter: Option<u64>,
+    /// Only these mutants.
+    #[cfg(feature = "proof")]
+    only: Vec<trilith_block::Mutant>,
+    /// All but these.
+    #[cfg(feature = "proof")]
+    except: Vec<trilith_block::Mutant>,
+    /// Every coverage mark must be hit.
+    #[cfg(feature = "proof")]
+    marks: bool,
 }
 
 fn arguments() -> Result<Arguments, String> {
@@ -56,9 +74,40 @@ fn arguments() -> Result<Arguments, String> {
         failures_max: 20,
         small: 0,
         seconds: 0,
+        #[cfg(feature = "proof")]
+        mutants: false,
+        #[cfg(feature = "proof")]
+        rates: false,
+        #[cfg(feature = "proof")]
+        quarter: None,
+        #[cfg(feature = "proof")]
+        only: Vec::new(),
+        #[cfg(feature = "proof")]
+        except: Vec::new(),
+        #[cfg(feature = "proof")]
+        marks: false,
     };
+    #[cfg(feature = "proof")]
+    trilith_block::mutant::choose(None);
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
+        #[cfg(feature = "proof")]
+        if word == "--mutant" {
+            let name = words.next().ok_or("--mutant needs a name")?;
+            trilith_block::mutant::choose(Some(proof::named(&name)?));
+            continue;
+        }
+        #[cfg(feature = "proof")]
+        if word == "--only" || word == "--except" {
+            let name = words.next().ok_or(format!("{word} needs a name"))?;
+            let list = if word == "--only" {
+                &mut parsed.only
+            } else {
+                &mut parsed.except
+            };
+            list.push(proof::named(&name)?);
+            continue;
+        }
         let mut number = || -> Result<u64, String> {
             let text = words.next().ok_or(format!("{word} needs a number"))?;
             text.parse().map_err(|e| format!("{word} {text}: {e}"))
@@ -73,6 +122,17 @@ fn arguments() -> Result<Arguments, String> {
             "--seconds" => parsed.seconds = number()?,
             "--trace" => parsed.trace = true,
             "--shrink" => parsed.shrink = true,
+            #[cfg(feature = "proof")]
+            "--mutants" => parsed.mutants = true,
+            #[cfg(feature = "proof")]
+            "--rates" => {
+                parsed.mutants = true;
+                parsed.rates = true;
+            }
+            #[cfg(feature = "proof")]
+            "--quarter" => parsed.quarter = Some(number()?),
+            #[cfg(feature = "proof")]
+            "--marks" => parsed.marks = true,
             _ => return Err(format!("unknown argument {word}")),
         }
     }
@@ -87,6 +147,10 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    #[cfg(feature = "proof")]
+    if arguments.mutants {
+        return proof::hunt_all(&arguments);
+    }
     std::panic::set_hook(Box::new(|info| {
         if std::env::var_os("SIM_BACKTRACE").is_some() {
             eprintln!("{info}\n{}", std::backtrace::Backtrace::force_capture());
@@ -257,9 +321,108 @@ fn many(arguments: &Arguments) -> ExitCode {
             total.seeds, arguments.seeds
         );
     }
+    #[cfg(feature = "proof")]
+    if !proof::tell_marks(arguments.marks) {
+        return ExitCode::FAILURE;
+    }
     if total.failures.is_empty() {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    }
+}
+
+/// What only a build with mutants can do.
+#[cfg(feature = "proof")]
+mod proof {
+    use super::Arguments;
+    use sim::hunt::{Bounds, hunt, quarter, rate};
+    use std::process::ExitCode;
+    use std::time::Instant;
+    use trilith_block::mark::count;
+    use trilith_block::{Mark, Mutant};
+
+    /// The mutant of a name.
+    pub(crate) fn named(name: &str) -> Result<Mutant, String> {
+        let known = || {
+            let names: Vec<&str> = Mutant::ALL.iter().map(|m| m.name()).collect();
+            format!("no mutant {name}; there are {}", names.join(" "))
+        };
+        let found = Mutant::ALL.iter().find(|m| m.name() == name);
+        found.copied().ok_or_else(known)
+    }
+
+    /// Tells how often each coverage mark was hit. False: one that must be was not.
+    pub(crate) fn tell_marks(all_must: bool) -> bool {
+        let mut missed = 0;
+        for mark in Mark::ALL {
+            let count = count(*mark);
+            if count == 0 || all_must {
+                println!("{count:9} times {mark:?}: {}", mark.text());
+            }
+            missed += usize::from(count == 0);
+        }
+        println!("{missed} of {} coverage marks not hit", Mark::ALL.len());
+        missed == 0 || !all_must
+    }
+
+    /// Looks for every mutant, or for those of a quarter, and prints a table.
+    pub(crate) fn hunt_all(arguments: &Arguments) -> ExitCode {
+        // Their panics are what is looked for.
+        std::panic::set_hook(Box::new(|_| {}));
+        let bounds = Bounds {
+            from: arguments.from,
+            seeds: arguments.seeds,
+            jobs: arguments.jobs,
+        };
+        let mut survivors = Vec::new();
+        let mut chosen = arguments.only.clone();
+        if chosen.is_empty() {
+            chosen = quarter(arguments.quarter);
+        }
+        chosen.retain(|mutant| !arguments.except.contains(mutant));
+        for mutant in chosen {
+            let begun = Instant::now();
+            if arguments.rates {
+                let rate = rate(mutant, bounds);
+                let seconds = begun.elapsed().as_secs_f64();
+                let (events, seed, what) = rate.cheapest.unwrap_or_default();
+                let what = what.chars().take(90).collect::<String>();
+                println!(
+                    "{:24} {:5} of {} seeds, {seconds:5.1} s; {seed} in {events} events: {what}",
+                    mutant.name(),
+                    rate.failures,
+                    arguments.seeds,
+                );
+                continue;
+            }
+            let catch = hunt(mutant, bounds);
+            let seconds = begun.elapsed().as_secs_f64();
+            match catch {
+                Some(catch) => println!(
+                    "{:24} found by seed {}, the {}. tried, {seconds:5.1} s: {}",
+                    mutant.name(),
+                    catch.seed,
+                    catch.seeds,
+                    catch.what.chars().take(100).collect::<String>()
+                ),
+                None => {
+                    let seeds = arguments.seeds;
+                    println!(
+                        "{:24} SURVIVED {seeds} seeds, {seconds:5.1} s",
+                        mutant.name()
+                    );
+                    survivors.push(mutant);
+                }
+            }
+        }
+        for mutant in &survivors {
+            println!("{} is not noticed: {}", mutant.name(), mutant.rule());
+        }
+        if survivors.is_empty() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! A replica is replaced by a new one while everything else goes on (C20): the operator, who loses or
 //! keeps the old one, starts an empty one and asks again until the volume has changed over.
 
+use crate::check::configs::decides;
 use crate::cluster::Cluster;
 use crate::config::{Config, Replacement};
 use crate::network::Host;
@@ -106,8 +107,10 @@ impl Cluster {
         }
     }
 
-    /// Members whose disk holds one of these values of a block.
+    /// Members whose disk holds one of these values of a block. Those that do not count by their own
+    /// durable state are left out, unless a newer engine may have changed that.
     pub fn holders(&self, block: u64, stable: bool, good: &[u64]) -> MemberSet {
+        let complete = self.complete_replicas();
         let mut holders = MemberSet::EMPTY;
         for host in self.config.replica_hosts() {
             let Some(disk) = &self.hosts[host].disk else {
@@ -119,7 +122,7 @@ impl Cluster {
                 holders = holders.with(member(self.config.member_of(host)));
             }
         }
-        holders
+        complete.map_or(holders, |set| holders.and(set))
     }
 
     /// These members can decide. Within one turn an engine may have finished a change after it was
@@ -127,6 +130,6 @@ impl Cluster {
     pub fn is_decided(&self, holders: MemberSet) -> bool {
         let config = self.supervisor.membership;
         let settled = trilith_block::Membership::from(config.next);
-        config.is_majority(holders) || (config.joint && settled.is_majority(holders))
+        decides(&config, holders) || (config.joint && decides(&settled, holders))
     }
 }

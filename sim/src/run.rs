@@ -2,9 +2,10 @@
 //! must become active, a full set of replicas must become byte-equal, and what clients saw must have
 //! an order. Some runs end with a power cut of everything and the loss of a minority (I6).
 
+use crate::check::store::Watch;
 use crate::check::volume::{Action, History};
 use crate::cluster::{Cluster, Event};
-use crate::config::{Config, ENGINE_HOSTS};
+use crate::config::{Config, ENGINE_HOSTS, EXTRAS_FROM};
 use crate::disk::{Cut, Disk, File};
 use crate::entropy::Entropy;
 use crate::limits::EVENTS_MAX;
@@ -14,7 +15,7 @@ use crate::story::{Detail, Story};
 use crate::supervisor::{Counts, Supervisor};
 use crate::words::SimWords;
 use crate::workload::{Wish, Workload, reads_of};
-use crate::world::{MILLIS, Nanos, SECONDS, World};
+use crate::world::{MICROS, MILLIS, Nanos, SECONDS, World};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use trilith_block::{MemberSet, Op};
 use trilith_engine::Mode;
@@ -190,6 +191,7 @@ impl Cluster {
             },
             watcher: crate::check::state::Watcher::default(),
             entropy,
+            watches: (0..config.hosts()).map(|_| Watch::default()).collect(),
             config,
         };
         for host in cluster.config.replica_hosts() {
@@ -215,6 +217,7 @@ impl Cluster {
         for index in 0..self.config.plan.len() {
             let at = self.config.plan[index].0;
             self.world.at(at, Event::Fault(index));
+            self.burst_before(at);
         }
         self.world.after(SECONDS / 2, Event::Supervise);
         if let Some(replacement) = self.config.replacement {
@@ -240,6 +243,19 @@ impl Cluster {
         {
             let story = self.story_of(fault.offset);
             self.fail(format!("{fault:?}\n{story}"));
+        }
+    }
+
+    /// A fault finds most when much is in flight: often all clients wake up just before.
+    fn burst_before(&mut self, at: Nanos) {
+        if self.config.seed < EXTRAS_FROM || !self.entropy.chance(2, 3) {
+            return;
+        }
+        for client in 0..self.config.mix.clients {
+            let flight = self.config.character.delay_max + 2 * self.config.disk_delay;
+            let early = self.entropy.range(MICROS, MICROS + flight);
+            self.world
+                .at(at.saturating_sub(early), Event::Client(client));
         }
     }
 

@@ -35,7 +35,7 @@ fn file(role: FileRole) -> File {
 }
 
 /// The operation for the disk model; a write's bytes are taken from `arena`.
-fn operation(op: &DiskOp, arena: &SimBuffers) -> Operation {
+pub(crate) fn operation(op: &DiskOp, arena: &SimBuffers) -> Operation {
     match *op {
         DiskOp::Read { role, offset, buf } => Operation::Read {
             file: file(role),
@@ -255,6 +255,7 @@ impl Cluster {
         let label = change.and_then(|(offset, _)| Cluster::label_of(node, offset));
         let is_read = matches!(operation, Operation::Read { .. });
         let flush = matches!(operation, Operation::Flush { .. });
+        self.watch_disk(host, node, number, &operation);
         let Some(disk) = self.hosts[host].disk.as_mut() else {
             return;
         };
@@ -291,7 +292,10 @@ impl Cluster {
             self.world.after(5 * MILLIS, Event::Disk(host, number));
             return;
         }
-        let Some(done) = disk.complete(number, deaf, &mut self.entropy) else {
+        let done = disk.complete(number, deaf, &mut self.entropy);
+        let well = done.as_ref().map(|done| matches!(done, Done::Ok(_)));
+        self.watch_disk_end(host, number, well);
+        let Some(done) = done else {
             return;
         };
         let Some(node) = self.hosts[host].node.as_mut() else {

@@ -1,6 +1,7 @@
 //! The supervisor of engines, the operator who accepts losses, and the faults of the plan.
 
 use crate::buffers::SimBuffers;
+use crate::check::configs::decides;
 use crate::cluster::{Cluster, Event};
 use crate::config::Fault;
 use crate::disk::Faults;
@@ -8,8 +9,8 @@ use crate::entropy::{Entropy, mix};
 use crate::network::Host;
 use crate::process::{Effect, EngineProgram, Node, Program};
 use crate::world::{MILLIS, Nanos, SECONDS};
-use std::collections::{BTreeMap, VecDeque};
-use trilith_block::{Actions, Buffers, Machine, Membership, Uuid};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use trilith_block::{Actions, Buffers, Machine, MemberId, Membership, Uuid};
 use trilith_engine::{Engine, EngineConfig, ExitReason, Mode, Operator, Waiting};
 
 /// What the supervisor and the operator know.
@@ -24,7 +25,11 @@ pub struct Supervisor {
     pub epoch: u64,
     /// Attach epoch of the last engine on each host (0: none yet).
     epochs: BTreeMap<Host, u64>,
+    /// Attach epoch of each engine.
+    attached: BTreeMap<Uuid, u64>,
     last_uuid: BTreeMap<Host, Uuid>,
+    /// What identities were made of.
+    uuids: BTreeSet<u64>,
     start_tickets: BTreeMap<Host, u64>,
     /// Host of the engine with the highest attach epoch.
     pub active: Host,
@@ -101,7 +106,8 @@ impl Supervisor {
 
     /// A supervisor that has started nothing.
     pub fn new(mut entropy: Entropy, active: Host) -> Supervisor {
-        let volume = Uuid(bytes16(entropy.any()));
+        // Choices that have run out are zeros, which names nothing.
+        let volume = Uuid(bytes16(entropy.any().max(1)));
         let mut secret = [0; 32];
         secret[..8].copy_from_slice(&entropy.any().to_le_bytes());
         Supervisor {
@@ -110,7 +116,9 @@ impl Supervisor {
             secret,
             epoch: 0,
             epochs: BTreeMap::new(),
+            attached: BTreeMap::new(),
             last_uuid: BTreeMap::new(),
+            uuids: BTreeSet::new(),
             start_tickets: BTreeMap::new(),
             active,
             client_loss: None,
@@ -128,7 +136,11 @@ impl Supervisor {
 
     /// An identity that was not used before.
     pub fn new_uuid(&mut self) -> Uuid {
-        Uuid(bytes16(self.entropy.any() | 1))
+        let mut value = self.entropy.any() | 1;
+        while !self.uuids.insert(value) {
+            value = value.wrapping_add(2);
+        }
+        Uuid(bytes16(value))
     }
 
     /// 32 random bytes.
@@ -190,6 +202,7 @@ impl Cluster {
             config.supersedes = last.unwrap_or(Uuid::NONE);
         }
         config.attach_epoch = epoch;
+        self.supervisor.attached.insert(uuid, epoch);
         // Once a replacement has begun only the replicas know.
         config.cfg_gen = u64::from(!self.supervisor.newcomer);
         config.loss_bound = self.supervisor.client_loss;
@@ -345,6 +358,12 @@ impl Cluster {
                 "{what} of replica {host} went from {before:?} to {facts:?}"
             ))
         });
+        let epoch = self.supervisor.attached.get(&facts.voted);
+        let lower = epoch.is_some_and(|epoch| *epoch < facts.attach_epoch);
+        let broken = broken.or_else(|| {
+            let why = format!("5.1: replica {host} voted for a lower attach epoch: {facts:?}");
+            lower.then_some(why)
+        });
         let majority = self.config.majority();
         let small = facts.se.n > 0 && facts.iss.count() < majority;
         let before = self.supervisor.seen.insert(host, facts);
@@ -365,6 +384,7 @@ impl Cluster {
     /// Looks at a process after each of its turns.
     pub fn watch(&mut self, host: Host, node: &mut Node) {
         self.watch_replica(host, node);
+        self.watch_store(host, node);
         let clock = self.clock(host);
         let Some(engine) = node.engine() else { return };
         let mode = engine.machine.mode();
@@ -382,7 +402,10 @@ impl Cluster {
             self.story
                 .tell(now, || format!("engine on {host} goes by {in_force:?}"));
             let term = engine.machine.status(clock).term.0;
-            let broken = self.supervisor.configs.in_force(term, in_force);
+            let places = &self.config;
+            let member = |h| MemberId::new(places.member_of(h)).expect("few members");
+            let configs = &mut self.supervisor.configs;
+            let broken = configs.in_force(term, in_force, member);
             self.supervisor.counts.replacements = self.supervisor.configs.settled;
             if let Some(why) = broken {
                 return self.fail(why);
@@ -403,7 +426,7 @@ impl Cluster {
                     self.check_activation(status.counted);
                 }
             }
-            if !status.membership.is_majority(status.counted) {
+            if !decides(&status.membership, status.counted) {
                 let why = format!("R8: active in term {term} with {:?}", status.counted);
                 return self.fail(why);
             }
@@ -589,6 +612,24 @@ impl Cluster {
             }
             Fault::Reset { a, b } => self.break_lines(a, b),
             Fault::TakeOver { kill } => self.take_over(index, kill),
+            Fault::Split { host, span, forget } => self.split(index, host, span, forget),
+            Fault::AllFull { span } => {
+                for host in 0..self.config.replicas {
+                    self.strike_disk(&Fault::Full { host, span });
+                }
+            }
+            Fault::AllCrash { down, engine } => {
+                if engine {
+                    let host = self.supervisor.active;
+                    self.kill(host);
+                    let down = self.entropy.skewed(1, down);
+                    self.schedule_engine(host, down, true);
+                }
+                for host in 0..self.config.replicas {
+                    let down = self.entropy.skewed(1, down);
+                    self.crash_replica(host, down);
+                }
+            }
             Fault::Handover { seal, replicas } => {
                 self.supervisor.restart_replicas = replicas;
                 self.ask(if seal {
@@ -622,6 +663,9 @@ impl Cluster {
             | Fault::Reset { .. }
             | Fault::Lag { .. }
             | Fault::TakeOver { .. }
+            | Fault::Split { .. }
+            | Fault::AllCrash { .. }
+            | Fault::AllFull { .. }
             | Fault::Handover { .. } => return,
         };
         let Some(disk) = self.hosts[host].disk.as_mut() else {
@@ -703,6 +747,34 @@ impl Cluster {
         for client in 0..self.config.mix.clients {
             let delay = self.entropy.skewed(MILLIS, 5 * SECONDS);
             self.world.after(delay, Event::Attach(client));
+        }
+    }
+
+    /// A take-over while the old engine lives and reaches one replica, and the new one the others.
+    fn split(&mut self, index: usize, host: Host, span: Nanos, forget: bool) {
+        if self.supervisor.granted_until <= self.world.now() {
+            let old = self.supervisor.active;
+            let new = 2 * self.config.replicas + 1 - old;
+            for replica in 0..self.config.replicas {
+                let far = if replica == host { new } else { old };
+                self.network.set_cut(far, replica, true);
+                self.network.set_cut(replica, far, true);
+                let undo = Undo::Mend(far, replica, true);
+                self.world.after(span, Event::Undo(undo));
+                if forget && replica != host {
+                    let down = self.entropy.skewed(1, MILLIS);
+                    self.crash_replica(replica, down);
+                }
+            }
+        }
+        self.take_over(index, false);
+        // Clients of both engines are busy while the old lease may still run.
+        let lease = u64::try_from(self.config.timing.lease.as_nanos()).unwrap_or(0);
+        for client in 0..self.config.mix.clients {
+            for _ in 0..8 {
+                let at = self.entropy.below(2 * lease);
+                self.world.after(at, Event::Client(client));
+            }
         }
     }
 

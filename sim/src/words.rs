@@ -2,6 +2,7 @@
 //! its stores: [`SimWords::kill_after`] makes all later stores of the dying process vanish.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use trilith_block::Words;
 
@@ -11,6 +12,8 @@ pub struct SimWords {
     words: Rc<RefCell<Vec<u64>>>,
     stores_left: Rc<Cell<Option<u64>>>,
     dead: Rc<Cell<bool>>,
+    /// What a process stored when it was dead already: it alone sees that, until its turn ends.
+    ghosts: BTreeMap<usize, u64>,
 }
 
 impl SimWords {
@@ -20,6 +23,7 @@ impl SimWords {
             words: Rc::new(RefCell::new(vec![0; len])),
             stores_left: Rc::new(Cell::new(None)),
             dead: Rc::new(Cell::new(false)),
+            ghosts: BTreeMap::new(),
         }
     }
 
@@ -64,16 +68,23 @@ impl Words for SimWords {
     }
 
     fn load(&self, index: usize) -> u64 {
-        self.words.borrow()[index]
+        match self.ghosts.get(&index) {
+            Some(value) => *value,
+            None => self.words.borrow()[index],
+        }
     }
 
     fn store(&mut self, index: usize, value: u64) {
         if let Some(left) = self.stores_left.get() {
             if left == 0 {
                 self.dead.set(true);
+                self.ghosts.insert(index, value);
                 return;
             }
             self.stores_left.set(Some(left - 1));
+        }
+        if !self.ghosts.is_empty() {
+            self.ghosts.clear();
         }
         self.words.borrow_mut()[index] = value;
     }
@@ -92,6 +103,7 @@ mod tests {
         process.store(0, 6);
         process.store(1, 7);
         assert_eq!((host.load(0), host.load(1)), (6, 0));
+        assert_eq!(process.load(1), 7, "the dying process sees what it did");
         host.revive();
         process.store(1, 8);
         assert_eq!(host.load(1), 8);

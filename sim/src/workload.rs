@@ -436,6 +436,7 @@ impl Cluster {
                 self.workload.succeeded += u64::from(good);
                 if good {
                     self.check_copies(number, open);
+                    self.check_read(number, open);
                 }
             }
         }
@@ -470,6 +471,26 @@ impl Cluster {
                 return self.fail(format!(
                     "{rule}: #{number} {:?} is answered, and {holders:?} hold block {block} ({good:?})",
                     wish.op
+                ));
+            }
+        }
+    }
+
+    /// I14: what a read brings is committed before its reply. Told only while nothing volatile has
+    /// been lost.
+    fn check_read(&mut self, number: u64, open: &Open) {
+        let volatile_lost = self.config.loses_data() || self.supervisor.counts.power_cuts > 0;
+        if open.wish.op != Op::Read || volatile_lost {
+            return;
+        }
+        for (block, value) in self.history.whole_blocks_of(number) {
+            let written = self.history.entries()[value as usize];
+            let good = self.history.acceptable_since(block, written.invoked);
+            let Some(good) = good else { continue };
+            let holders = self.holders(block, false, &good);
+            if !self.is_decided(holders) {
+                return self.fail(format!(
+                    "I14: #{number} reads #{value} in block {block}, which {holders:?} hold"
                 ));
             }
         }

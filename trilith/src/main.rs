@@ -32,6 +32,9 @@ use cli::{Cli, Command};
 use exit::Exit;
 use std::process::ExitCode;
 
+// A program in which rules can be broken must not serve volumes.
+const _: () = assert!(!trilith_block::mutant::COMPILED);
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let supervised = match &cli.command {

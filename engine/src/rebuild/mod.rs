@@ -21,6 +21,8 @@
 
 use alloc::vec::Vec;
 use core::time::Duration;
+use trilith_block::mark::{self, Mark};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{BlockRange, BufSlice, Buffers, ChunkMap, Monotonic};
 use trilith_wire::EntryStatus;
 
@@ -265,6 +267,7 @@ impl Rebuild {
             RebuildEvent::LockGranted(token) => self.lock_granted(token, out),
             RebuildEvent::LockDenied(token) => {
                 if let Some(at) = self.find(token, Stage::Locking) {
+                    mark::reached(Mark::LockDenied);
                     self.give_up(at, out);
                 }
             }
@@ -298,6 +301,7 @@ impl Rebuild {
             // M4: nobody waits longer for a copy.
             if copy.locked_until.is_some_and(|until| until <= self.now) {
                 copy.locked_until = None;
+                mark::reached(Mark::LockTimedOut);
                 out.push(RebuildStep::Unlock { token: copy.token });
             }
         }
@@ -377,7 +381,8 @@ impl Rebuild {
     /// The member lacks this range from now on, whatever it was sent before.
     pub fn mark(&mut self, range: BlockRange) {
         for copy in self.copies.iter_mut().filter(|c| c.stage != Stage::Free) {
-            copy.void |= copy.range.overlaps(range);
+            mark::reached_if(!copy.void && copy.range.overlaps(range), Mark::CopyVoided);
+            copy.void |= copy.range.overlaps(range) && !mutant::on(Mutant::CopyNotVoided);
         }
         self.picker.mark(range);
         for part in trilith_block::chunks::split_at_extents(range) {
@@ -525,6 +530,11 @@ impl Rebuild {
             self.bucket
                 .refund(range.bytes() - cost, self.rate.bytes_per_second());
         }
+        if mutant::on(Mutant::ClearedBeforeCopy) {
+            let (extent, mask) = (range.start.extent(), range.chunk_mask());
+            self.cleared.add_mask(extent, mask);
+            out.push(RebuildStep::DirtyClear);
+        }
         out.push(RebuildStep::Copy {
             token,
             range,
@@ -553,6 +563,7 @@ impl Rebuild {
             EntryStatus::Io | EntryStatus::NoSpace | EntryStatus::Refused => {
                 self.give_up(at, out);
                 if !self.failed {
+                    mark::reached(Mark::CopyFailed);
                     self.failed = true;
                     out.push(RebuildStep::Failed(status));
                 }

@@ -11,6 +11,8 @@ use super::plan::clipped_chunk;
 use super::steps::{Failure, Outcome, ReadData, RecoveryConfig, RecoveryEvent, RecoveryStep};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use trilith_block::mark::{self, Mark};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{BlockRange, Blocks, Buffers, ChunkMap, Lba, MemberId, MemberSet, Monotonic};
 use trilith_wire::EntryStatus;
 
@@ -122,7 +124,9 @@ impl Recovery {
         // time under the same number.
         for member in self.live.iter() {
             let touched = self.iss.contains(member) && !self.need(member).is_empty();
-            if touched || !self.plan.loss_known.contains(member) {
+            let touched = touched && !mutant::on(Mutant::NeedNotPersisted);
+            let told = self.plan.loss_known.contains(member) || mutant::on(Mutant::LossForgotten);
+            if touched || !told {
                 self.waiting = self.waiting.with(member);
                 out.push(RecoveryStep::Reconcile {
                     member,
@@ -266,7 +270,8 @@ impl Recovery {
     }
 
     fn end_reconcile(&mut self, out: &mut Vec<RecoveryStep>) {
-        let remembered = self.plan.is_majority(self.loss_durable);
+        let remembered =
+            self.plan.is_majority(self.loss_durable) || mutant::on(Mutant::LossForgotten);
         if !self.waiting.and(self.iss).is_empty() || (!remembered && !self.waiting.is_empty()) {
             return;
         }
@@ -279,6 +284,9 @@ impl Recovery {
         for member in self.iss.iter() {
             work.union(self.need(member));
             work.union(self.plan.failed.get(member));
+        }
+        if mutant::on(Mutant::LimboReadable) {
+            work.clear();
         }
         self.work = work;
         self.phase = Phase::Repair;
@@ -367,6 +375,7 @@ impl Recovery {
             // Where a member is itself the source there is nothing to repair, unless its device
             // refused a write there: then it gets the same bytes again (M3).
             let targets = differing.without(source).or(failed);
+            mark::reached_if(!failed.is_empty(), Mark::FailedSlotHealed);
             if !targets.is_empty() {
                 self.runs.push_back(Run {
                     range: BlockRange::new(lba, count),
@@ -448,6 +457,7 @@ impl Recovery {
     /// content of the chunk (U is part of every D, so this never hides an open choice). Else the
     /// targets are left out.
     fn read_elsewhere(&mut self, at: usize, out: &mut Vec<RecoveryStep>) {
+        mark::reached(Mark::RecoveryReadElsewhere);
         let Job { token, run, state } = self.jobs[at];
         let tried = match state {
             JobState::Reading { tried, .. } => tried,
@@ -577,6 +587,7 @@ impl Recovery {
 
     fn fail(&mut self, failure: Failure, out: &mut Vec<RecoveryStep>) {
         if self.phase != Phase::Ended {
+            mark::reached(Mark::RecoveryFailed);
             self.phase = Phase::Ended;
             self.waiting = MemberSet::EMPTY;
             self.runs.clear();

@@ -10,6 +10,8 @@ use alloc::vec::Vec;
 use core::cmp::Reverse;
 use core::time::Duration;
 use trilith_block::limits::{BLOCK_SHIFT, CHUNK_BLOCKS};
+use trilith_block::mark::{self, Mark};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{
     BlockRange, Blocks, ChunkMap, ExtentNo, Idx, Lba, MemberId, MemberSet, Membership, Term,
 };
@@ -191,18 +193,23 @@ pub fn plan(
         .filter(|v| v.in_m && !v.void)
         .map(|v| v.promise)
         .collect();
-    let overrides = overrides(&witnesses, base.member(), &accepted, capacity_blocks);
+    let mut overrides = overrides(&witnesses, base.member(), &accepted, capacity_blocks);
+    if mutant::on(Mutant::LongestWindow) {
+        overrides.clear();
+    }
 
     let limbo = limbo(&q, base, tm, lossy, capacity_blocks);
     let differing = differing(&q, membership.members(), base, tm, &limbo, capacity_blocks);
+    note_plan(&q, base, lossy, &overrides);
     let highest_loss = q.iter().map(|v| v.promise.state.loss).max().unwrap_or(0);
-    let loss = if lossy {
+    let loss = if lossy && !mutant::on(Mutant::LossyWithoutEpoch) {
         highest_loss.saturating_add(1)
     } else {
         highest_loss
     };
     let loss_known = set_of(q.iter().filter(|v| v.promise.state.loss == loss));
     let first_iss = choose_first_iss(&q, &membership, base, &differing, policy.small_bytes);
+    mark::reached_if(first_iss != quorum, Mark::LeftOutOfFirstSet);
     let start = highest_idx(&q).next();
     Ok(Plan {
         lossy,
@@ -222,6 +229,21 @@ pub fn plan(
     })
 }
 
+/// What is worth knowing of a plan.
+fn note_plan(q: &[Voter<'_>], base: &Voter<'_>, lossy: bool, overrides: &[Override]) {
+    mark::reached_if(lossy, Mark::LossyRecovery);
+    mark::reached_if(q.iter().all(|v| v.void), Mark::AllTainted);
+    mark::reached_if(!lossy && base.void, Mark::TaintedBase);
+    if let Some(first) = overrides.first() {
+        let one = overrides.iter().all(|o| o.source == first.source);
+        mark::reached(if one {
+            Mark::UnionFromOne
+        } else {
+            Mark::UnionFromTwo
+        });
+    }
+}
+
 fn set_of<'a>(voters: impl Iterator<Item = &'a Voter<'a>>) -> MemberSet {
     voters.fold(MemberSet::EMPTY, |set, v| set.with(v.member()))
 }
@@ -232,7 +254,7 @@ fn classify(promise: &Promise, tm: Term) -> Voter<'_> {
     let state = &promise.state;
     Voter {
         promise,
-        void: state.flags.tainted || state.flags.failed,
+        void: (state.flags.tainted && !mutant::on(Mutant::TaintIgnored)) || state.flags.failed,
         in_m: state.se.term == tm && state.iss.contains(promise.member),
         failed_slot: promise
             .window
@@ -260,7 +282,7 @@ fn is_lossy(q: &[Voter<'_>], voters: MemberSet, missing: MemberSet) -> bool {
     let unknown = q.iter().filter(|v| {
         let demoted =
             newest.is_some_and(|(se, iss)| v.promise.state.se < se && !iss.contains(v.member()));
-        v.in_m && v.void && !demoted
+        v.in_m && v.void && !mark::reached_if(demoted, Mark::KnownByDemotion)
     });
     let unknown = missing.or(set_of(unknown));
     majority(voters) <= unknown.and(voters).count()
@@ -301,9 +323,16 @@ fn may_lose(
 fn choose_base<'a>(q: &'a [Voter<'a>], lossy: bool) -> Option<&'a Voter<'a>> {
     let candidates = q.iter().filter(|v| v.in_m && v.works());
     candidates.max_by_key(|v| {
-        let length = if lossy { v.prefix() } else { Idx(0) };
+        let by_length = lossy || mutant::on(Mutant::LongestWindow);
+        let length = if by_length { v.prefix() } else { Idx(0) };
+        let mut se = v.promise.state.se;
+        if mutant::on(Mutant::BaseIgnoresEpoch) {
+            se.n = 0;
+        }
+        let valid_first = !v.void && mutant::on(Mutant::UntaintedBaseFirst);
         (
-            v.promise.state.se,
+            valid_first,
+            se,
             length,
             !v.void,
             !v.failed_slot,

@@ -117,3 +117,22 @@ fn a_stream_means_the_same_however_it_is_cut() {
         world.end();
     }
 }
+
+#[test]
+fn the_corpora_are_survived() {
+    type Body = fn(&[u8]);
+    let targets: [(&str, Body); 4] = [
+        ("iscsi_stream", fuzz_stream),
+        ("iscsi_login", fuzz_login_text),
+        ("iscsi_cdb", fuzz_cdb),
+        ("iscsi_session", fuzz_session),
+    ];
+    for (target, body) in targets {
+        let dir = std::format!("{}/../fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
+        let files: Vec<_> = std::fs::read_dir(dir).unwrap().collect();
+        assert!(!files.is_empty());
+        for file in files {
+            body(&std::fs::read(file.unwrap().path()).unwrap());
+        }
+    }
+}

@@ -57,3 +57,13 @@ fn mutated_sessions_neither_panic_nor_lose_buffers() {
         fuzz_session(&script);
     }
 }
+
+#[test]
+fn the_corpus_is_survived() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/nbd_session");
+    let files: Vec<_> = std::fs::read_dir(dir).unwrap().collect();
+    assert!(!files.is_empty());
+    for file in files {
+        fuzz_session(&std::fs::read(file.unwrap().path()).unwrap());
+    }
+}

@@ -3,6 +3,7 @@
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{ExtentNo, Idx};
 
 const NONE: u32 = u32::MAX;
@@ -175,8 +176,9 @@ impl ActivityLog {
             let node = self.nodes[Self::at(place)];
             let newer = node.newer;
             // L2 (a) nothing in flight, (b) no window slot above tidx, (c) flushed since.
-            if node.durable && node.busy == 0 && node.last_idx <= tidx {
-                if node.stamp <= flushed {
+            let cut = node.last_idx <= tidx || mutant::on(Mutant::EvictedAboveTidx);
+            if node.durable && node.busy == 0 && cut {
+                if node.stamp <= flushed || mutant::on(Mutant::EvictedBeforeFlush) {
                     self.unlink(place);
                     self.places.remove(&node.extent);
                     self.free.push(place);

@@ -7,6 +7,8 @@ use super::disk::StoreOut;
 use super::record::{Item, MapId};
 use super::state::{Store, Waiter};
 use super::window::{Slot, SlotOp};
+use trilith_block::mark::{self, Mark};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{BlockRange, Buffers, Idx, MemberSet};
 use trilith_wire::SlotStatus;
 
@@ -43,6 +45,7 @@ impl Store {
                 return Err(StoreError::WindowFull);
             }
             retain(entry.change, data);
+            mark::reached(Mark::QueuedBehindBarrier);
             self.queue.push_back(Queued::Entry(entry));
             self.step_queue(data, out);
             return Ok(Admission::Taken);
@@ -163,7 +166,12 @@ impl Store {
         }
         let mask = entry.range.chunk_mask();
         let extent = entry.range.start.extent();
-        for peer in self.peers(entry.skip).iter() {
+        let marked = if mutant::on(Mutant::SkipNotMarked) {
+            MemberSet::EMPTY
+        } else {
+            self.peers(entry.skip)
+        };
+        for peer in marked.iter() {
             self.maps
                 .add(MapId::dirty(peer), extent, mask, &mut *self.window.words);
         }
@@ -180,7 +188,7 @@ impl Store {
             skip: entry.skip,
         };
         self.window.put(&slot, data);
-        if skipped {
+        if mark::reached_if(skipped, Mark::EntrySkipped) {
             self.window.advance();
             out.event(StoreEvent::Accepted { idx: entry.idx });
             return;

@@ -11,6 +11,7 @@ use super::state::{Store, Waiter};
 use super::window::SlotOp;
 use alloc::boxed::Box;
 use trilith_block::limits::MEMBERS_MAX;
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{BlockRange, Buffers, ChunkMap, ExtentNo, Idx, MemberId, MemberSet, SyncEpoch};
 use trilith_wire::SlotStatus;
 
@@ -305,6 +306,9 @@ impl Store {
                 self.window_to_dirty(self.facts.members());
             }
         }
+        if mutant::on(Mutant::TermStartUnflushed) && matches!(kind, Kind::TermStart(..)) {
+            return Ok(Some(Barrier::Flushing(kind, 0)));
+        }
         self.flush_wanted = true;
         Ok(Some(Barrier::Flushing(kind, self.stamp)))
     }
@@ -346,7 +350,9 @@ impl Store {
             .or(self.facts.trk)
             .minus(set.trk)
             .without(self.me());
-        self.window_to_dirty(leaving);
+        if !mutant::on(Mutant::WindowNotConverted) {
+            self.window_to_dirty(leaving);
+        }
         if let Some(join) = &set.join {
             self.prepare_maps(&join.limbo, &join.dirty);
         }

@@ -14,6 +14,8 @@ use super::record::MapId;
 use super::state::{Purpose, Store};
 use alloc::vec::Vec;
 use trilith_block::chunks::{chunk_range, runs};
+use trilith_block::mark::{self, Mark};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{BlockRange, Blocks, Buffers, Idx, Lba, MemberSet};
 use trilith_wire::SlotStatus;
 
@@ -135,7 +137,9 @@ impl Store {
         }
         // O1: an entry waits for every earlier one that overlaps it.
         let free = self.overlap.insert(u64::from(number), range);
-        if !free {
+        let hasty = mutant::on(Mutant::DiscardWithoutWaiting) && change == Change::Discard;
+        let free = free || hasty || mutant::on(Mutant::OverlapIgnored);
+        if mark::reached_if(!free, Mark::OverlapWaits) {
             self.add_wait(number, WAIT_OVERLAP);
         }
         let nothing_there = self.maps.mask(MapId::ALLOCATED, extent) & range.chunk_mask() == 0;
@@ -144,6 +148,8 @@ impl Store {
         if writes || !free || !nothing_there || !skip.is_empty() {
             self.want_log(number, owner, extent);
             self.provision(number, range, change, out);
+        } else {
+            mark::reached(Mark::DiscardOfHole);
         }
         self.run_if_free(number);
         self.run_ready(data, out);
@@ -341,7 +347,11 @@ impl Store {
                 if let Some(running) = self.running.get(number) {
                     running.failed = true;
                 }
+                mark::reached(Mark::EntryFailed);
                 out.event(StoreEvent::EntryFailed { idx, error });
+                if mutant::on(Mutant::ResendOvertakes) {
+                    self.remove_change(number, data);
+                }
             }
             Owner::Repair(token) => {
                 out.event(StoreEvent::Repaired {
@@ -394,6 +404,7 @@ impl Store {
         if self.running.failed == 0 {
             return;
         }
+        mark::reached(Mark::FailedAbandoned);
         let mut given_up: Vec<u32> = (0..self.running.slab.len())
             .filter_map(|n| u32::try_from(n).ok())
             .filter(|n| self.running.get(*n).is_some_and(|r| r.failed))

@@ -6,6 +6,8 @@ use super::disk::{DiskError, DiskOp, FileRole, StoreOut};
 use super::limits::{META_BLOCK_BYTES, SUPERBLOCK_A_OFFSET, SUPERBLOCK_B_OFFSET};
 use super::record::Item;
 use super::state::{Purpose, Store, Waiter};
+use trilith_block::mark::{self, Mark};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{Buffers, Idx};
 
 impl Store {
@@ -48,8 +50,8 @@ impl Store {
         }
         self.journal.written();
         let mut items = core::mem::take(&mut self.journal.inflight);
-        for item in items.drain(..) {
-            match item {
+        for item in &items {
+            match *item {
                 Item::AlAdd(extent) => {
                     self.durable_log.insert(extent);
                 }
@@ -58,10 +60,13 @@ impl Store {
                 }
                 _ => (),
             }
-            self.facts.apply(&item);
+            self.facts.apply(item);
             if matches!(item, Item::Config(_)) {
                 self.config_durable();
             }
+        }
+        if !mutant::on(Mutant::JournalRewritten) {
+            items.clear();
         }
         self.journal.inflight = items;
         self.answer_waiters(data, out);
@@ -94,7 +99,15 @@ impl Store {
         let Some(flushing) = self.flushing.take() else {
             return;
         };
+        let result = result.or_else(|error| {
+            if mutant::on(Mutant::FlushFailureIgnored) {
+                Ok(())
+            } else {
+                Err(error)
+            }
+        });
         if let Err(error) = result {
+            mark::reached(Mark::FlushFailed);
             self.window.change_header(|h| {
                 h.tainted = true;
                 h.flush_failed = true;
@@ -140,6 +153,9 @@ impl Store {
         sb.checkpoint_seq += 1;
         sb.checkpoint_slot = 1 - sb.checkpoint_slot;
         self.checkpoint.begin(self.journal.replay_from());
+        if mutant::on(Mutant::RingReusedEarly) {
+            self.journal.covered(self.checkpoint.start_seq);
+        }
         self.dump_next(data, out);
     }
 

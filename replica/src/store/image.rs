@@ -6,6 +6,7 @@ use super::state::full_mask;
 use super::superblock::{Facts, Superblock};
 use super::{MapName, SuperblockError};
 use alloc::collections::BTreeSet;
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{ChunkMap, ExtentNo};
 
 /// State of a replica as its metadata tells it, after replay. What `show`, `check` and export use.
@@ -104,6 +105,9 @@ impl Image {
         let me = self.facts.member;
         let log = core::mem::take(&mut self.activity_log);
         for extent in log {
+            if mutant::on(Mutant::TaintForgetsLog) {
+                break;
+            }
             let mask = full_mask(self.facts.capacity, extent);
             self.maps[MapId::NEED.index()].set_mask(extent, mask);
             self.maps[MapId::ALLOCATED.index()].set_mask(extent, mask);

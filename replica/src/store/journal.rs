@@ -12,6 +12,8 @@ use super::record::{BlockBuilder, BlockHead, Item, JOURNAL_MAGIC};
 use super::superblock::Superblock;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
+use trilith_block::mark::{self, Mark};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{BufSlice, Buffers, Idx};
 
 /// The journal of an open store.
@@ -140,6 +142,9 @@ impl Journal {
         if self.writing || self.hold || self.wanted <= self.durable {
             return None;
         }
+        if mutant::on(Mutant::JournalRewritten) {
+            self.take_back();
+        }
         let place = self.next_seq % self.ring;
         let free = self.ring - (self.next_seq - self.first_seq);
         let blocks_max = self.blocks_max.min(free).min(self.ring - place);
@@ -174,8 +179,10 @@ impl Journal {
             blocks += 1;
         }
         if blocks == 0 {
+            mark::reached_if(free == 0, Mark::RingFull);
             return None;
         }
+        mark::reached_if(place == 0 && self.next_seq > 0, Mark::RingWrapped);
         self.writing = true;
         self.inflight_blocks = blocks;
         self.next_seq += blocks;
@@ -184,6 +191,20 @@ impl Journal {
             offset: self.offset + place * u64::from(META_BLOCK_BYTES),
             buf: self.buf.slice(0, len),
         })
+    }
+
+    /// Only for the mutant of J1: what the last block holds is written again, with more, in its
+    /// place.
+    fn take_back(&mut self) {
+        let whole = self.inflight_blocks == 1 && self.first_seq < self.next_seq;
+        if whole && !self.inflight.is_empty() {
+            self.next_seq -= 1;
+            self.durable -= u64::try_from(self.inflight.len()).unwrap_or(0);
+            for item in self.inflight.drain(..).rev() {
+                self.queue.push_front(item);
+            }
+        }
+        self.inflight.clear();
     }
 
     /// The write in flight is durable; its items are in `inflight`.

@@ -5,6 +5,8 @@ use super::changes::{Owner, WAIT_LOG};
 use super::disk::StoreOut;
 use super::record::Item;
 use super::state::{Store, Waiter};
+use trilith_block::mark::{self, Mark};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{Buffers, ExtentNo, Idx};
 
 impl Store {
@@ -26,9 +28,17 @@ impl Store {
                 self.log_waits.entry(extent).or_default().push(number);
             }
             Touch::Missing if self.log.is_full() => {
+                mark::reached(Mark::LogFull);
                 self.add_wait(number, WAIT_LOG);
                 self.log_full.push_back(number);
                 self.make_room();
+            }
+            Touch::Missing if mutant::on(Mutant::LogAfterData) => {
+                self.log.add(extent, true, Idx(0), 0);
+                self.log.touch(extent, idx);
+                self.set_pinned(number);
+                self.journal.push(Item::AlAdd(extent));
+                self.journal.want();
             }
             Touch::Missing => {
                 self.counters.al_misses += 1;
@@ -68,12 +78,17 @@ impl Store {
             .evict(batch, look_at, tidx, flushed, &mut self.evicted);
         for extent in &self.evicted {
             for map in self.maps.changed_of(*extent) {
+                if mutant::on(Mutant::MapsNotEvicted) {
+                    break;
+                }
                 self.journal.push(Item::Map(map, *extent));
             }
             self.journal.push(Item::AlDel(*extent));
             self.counters.al_evictions += 1;
+            mark::reached(Mark::LogEvicted);
         }
         if self.evicted.is_empty() && flush_helps {
+            mark::reached(Mark::LogEvictionWaitsForFlush);
             self.flush_wanted = true;
         }
     }

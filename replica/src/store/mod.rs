@@ -54,6 +54,7 @@ mod reader;
 mod reads;
 mod reconfigure;
 mod record;
+mod rules;
 mod space;
 mod state;
 mod superblock;

@@ -25,6 +25,8 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use trilith_block::limits::MEMBERS_MAX;
+use trilith_block::mark::{self, Mark};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{BufSlice, Buffers, ChunkMap, ExtentNo, Idx, MemberSet, Overlap, Uuid, Words};
 use trilith_wire::SlotStatus;
 
@@ -295,8 +297,11 @@ fn begin(
     });
     let resumed = header.is_some();
     let clean = image.facts.sealed && image.activity_log.is_empty() && !maps_lost;
-    let newly_tainted = !resumed && !clean;
+    let newly_tainted = !resumed && !clean && !mutant::on(Mutant::UntaintedRestart);
+    mark::reached_if(resumed, Mark::WindowResumed);
+    mark::reached_if(!resumed && clean, Mark::SealedStart);
     if newly_tainted {
+        mark::reached(Mark::WindowLost);
         image.taint();
     }
     image.superblock.journal_id = life + 1;
@@ -349,6 +354,7 @@ fn take_over(
     if window.header.se.term != facts.se.term {
         // Killed between the record of a TERMSTART (or TOLD) and the header: the window was about
         // to be emptied.
+        mark::reached(Mark::KilledBeforeReset);
         window.reset(facts.w, facts.se, data);
     } else {
         finish_sync_set(&mut window, header, facts, data);
@@ -381,6 +387,7 @@ fn finish_sync_set(window: &mut Window, header: Header, facts: &Facts, data: &dy
     if !facts.is_complete() {
         window.reset(facts.w, facts.se, data);
     } else if facts.w == next && window.slot(next).is_none() && window.fits(next) {
+        mark::reached(Mark::KilledBeforeMarker);
         window.put_marker(next, SlotOp::SyncSet, data);
     } else if header.tainted && !facts.tainted {
         window.reset(facts.w, facts.se, data);

@@ -20,6 +20,7 @@ use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::ops::Bound;
 use trilith_block::limits::EXTENT_CHUNKS;
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{
     BlockRange, BufSlice, Buffers, ChunkMap, ChunkMask, ExtentNo, Idx, MemberId, MemberSet,
     Overlap, Term, Uuid,
@@ -297,11 +298,17 @@ impl Store {
         attach_epoch: u64,
     ) -> Result<(), StoreError> {
         self.check_calls()?;
-        self.journal.push(Item::Term {
+        let item = Item::Term {
             term,
             engine,
             attach_epoch,
-        });
+        };
+        if mutant::on(Mutant::VoteNotPersisted) {
+            self.facts.apply(&item);
+            self.waiters.push_front((0, Waiter::Call(token)));
+            return Ok(());
+        }
+        self.journal.push(item);
         self.wait_journal(Waiter::Call(token));
         Ok(())
     }
@@ -548,6 +555,13 @@ impl Store {
         });
         self.stamp += 1;
         self.counters.data_flushes += 1;
+        if mutant::on(Mutant::WatermarkBeforeFlush)
+            && self.facts.is_complete()
+            && !self.facts.tainted
+        {
+            self.journal.push(Item::W(upto));
+            self.journal.want();
+        }
         out.op(
             Purpose::Flush.tag(0),
             DiskOp::Flush {

@@ -9,6 +9,7 @@
 use super::api::LeaseGrant;
 use super::bytes::{uuid_from_words, uuid_words};
 use alloc::boxed::Box;
+use trilith_block::mark::{self, Mark};
 use trilith_block::{
     BlockRange, Blocks, Buffers, Idx, Lba, MemberSet, Monotonic, SyncEpoch, Term, Uuid, Words,
 };
@@ -197,6 +198,7 @@ impl Window {
             if slot.is_none() {
                 // A torn or foreign slot must never be read without its checksum again.
                 let at = window.place(idx);
+                mark::reached_if(window.words.load(at) == idx.0, Mark::SlotTorn);
                 window.words.store(at + 2, 0);
             }
             let accepted = slot

@@ -3,7 +3,7 @@
 //! follows the other.
 
 use std::collections::BTreeMap;
-use trilith_block::{MemberSet, Membership};
+use trilith_block::{MemberId, MemberSet, Membership};
 
 /// Sets of members that there are.
 const SETS: u32 = 1 << trilith_block::limits::MEMBERS_MAX;
@@ -21,12 +21,18 @@ pub struct Configs {
     pub settled: u64,
 }
 
+/// `set` can decide: written once more, as what is checked may be wrong.
+pub fn decides(config: &Membership, set: MemberSet) -> bool {
+    let most = |of: MemberSet| of.count() < 2 * set.and(of).count();
+    most(config.voters) && (!config.joint || most(config.next))
+}
+
 /// Two sets without a common member, one of which decides in `a` and one in `b`.
 pub fn disjoint(a: &Membership, b: &Membership) -> Option<(MemberSet, MemberSet)> {
     let all = (0..SETS).map(MemberSet);
-    all.filter(|set| a.is_majority(*set)).find_map(|set| {
+    all.filter(|set| decides(a, *set)).find_map(|set| {
         let rest = MemberSet(!set.0 & (SETS - 1));
-        b.is_majority(rest).then_some((set, rest))
+        decides(b, rest).then_some((set, rest))
     })
 }
 
@@ -54,8 +60,20 @@ impl Configs {
         self.know(config)
     }
 
-    /// An engine serves by a configuration. The failure, if it is one.
-    pub fn in_force(&mut self, term: u64, config: Membership) -> Option<String> {
+    /// Hosts where a configuration is durable, or one that came after it.
+    fn holders(&self, generation: u64) -> impl Iterator<Item = usize> {
+        let durable = self.durable.iter();
+        durable.filter_map(move |(host, c)| (generation <= c.generation).then_some(*host))
+    }
+
+    /// An engine serves by a configuration; `members` says who is on which host. The failure, if it
+    /// is one.
+    pub fn in_force(
+        &mut self,
+        term: u64,
+        config: Membership,
+        members: impl Fn(usize) -> MemberId,
+    ) -> Option<String> {
         if let Some(why) = self.know(config) {
             return Some(why);
         }
@@ -66,6 +84,13 @@ impl Configs {
         let before = before?;
         let ended = config.is_simple() && before.joint;
         self.settled += u64::from(ended);
+        let holders = self.holders(before.generation).map(members);
+        let holders = holders.fold(MemberSet::EMPTY, MemberSet::with);
+        if ended && !decides(&before, holders) {
+            return Some(format!(
+                "C20: {before:?} is over, and durable only at {holders:?}"
+            ));
+        }
         let (a, b) = disjoint(&before, &config)?;
         Some(format!(
             "I18: {a:?} decides by {before:?}, {b:?} by {config:?}, which follows"
@@ -86,17 +111,34 @@ mod tests {
         }
     }
 
+    fn member(host: usize) -> MemberId {
+        MemberId::new(host).expect("few members")
+    }
+
     #[test]
     fn a_step_that_was_left_out_is_noticed() {
         let mut configs = Configs::default();
-        assert_eq!(configs.in_force(1, of(1, 7, 0, false)), None);
-        assert_eq!(configs.in_force(1, of(2, 7, 11, false)), None);
-        assert_eq!(configs.in_force(1, of(3, 7, 11, true)), None);
-        assert_eq!(configs.in_force(2, of(4, 11, 0, false)), None);
+        assert_eq!(configs.in_force(1, of(1, 7, 0, false), member), None);
+        assert_eq!(configs.in_force(1, of(2, 7, 11, false), member), None);
+        assert_eq!(configs.in_force(1, of(3, 7, 11, true), member), None);
+        for host in [0, 1] {
+            assert_eq!(configs.durable(host, of(3, 7, 11, true)), None);
+        }
+        assert_eq!(configs.in_force(2, of(4, 11, 0, false), member), None);
         assert_eq!(configs.settled, 1);
         let mut configs = Configs::default();
-        configs.in_force(1, of(2, 7, 11, false));
-        assert!(configs.in_force(1, of(4, 11, 0, false)).is_some());
+        configs.in_force(1, of(2, 7, 11, false), member);
+        assert!(configs.in_force(1, of(4, 11, 0, false), member).is_some());
+    }
+
+    #[test]
+    fn a_joint_configuration_ends_only_when_both_majorities_have_it() {
+        let mut configs = Configs::default();
+        assert_eq!(configs.in_force(1, of(3, 7, 11, true), member), None);
+        for host in [0, 2] {
+            assert_eq!(configs.durable(host, of(3, 7, 11, true)), None);
+        }
+        assert!(configs.in_force(1, of(4, 11, 0, false), member).is_some());
     }
 
     #[test]

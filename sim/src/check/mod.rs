@@ -5,4 +5,5 @@
 pub mod configs;
 pub mod register;
 pub mod state;
+pub mod store;
 pub mod volume;

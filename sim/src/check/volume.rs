@@ -289,6 +289,22 @@ impl History {
         self.acceptable_since(block, floor)
     }
 
+    /// Blocks that a read found to be whole and written by one write of its epoch, and that write.
+    pub fn whole_blocks_of(&self, read: u64) -> Vec<(u64, Value)> {
+        let entry = self.entries[read as usize];
+        let first = entry.offset.div_ceil(BLOCK);
+        let end = (entry.offset + entry.len) / BLOCK;
+        let found = |block: u64| {
+            let touches = self.blocks.get(&block)?;
+            let touch = touches.iter().rev().find(|t| t.entry as u64 == read)?;
+            let value = touch.found;
+            let whole = (touch.start, touch.end) == (0, BLOCK) && value != 0;
+            let known = self.entries.get(value as usize)?.epoch == self.epoch;
+            (whole && known).then_some((block, value))
+        };
+        (first..end).filter_map(found).collect()
+    }
+
     /// Writes and zeroes of a block.
     fn writes(&self, block: u64) -> impl Iterator<Item = (&Touch, Entry)> {
         let touches = self.blocks.get(&block).into_iter().flatten();
