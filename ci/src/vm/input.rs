@@ -4,8 +4,8 @@
 use crate::run as host;
 use crate::vm::limits::OUTPUT_BYTES;
 use crate::vm::scenario::Scenario;
-use crate::vm::{quietly, target};
-use anyhow::{Context, Result};
+use crate::vm::{cache, peers, quietly, target};
+use anyhow::Result;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -21,7 +21,7 @@ pub(crate) fn programs(scenarios: &[Scenario], place: &Path) -> Result<()> {
     let release = target().join("release");
     host::say("building the programs");
     host::cargo(&["build", "--release", "--quiet", "-p", "trilith"])?;
-    strip(&release.join("trilith"), place)?;
+    strip(&release.join("trilith"), &place.join("trilith"))?;
     for example in scenarios.iter().flat_map(|scenario| &scenario.examples) {
         let (package, name) = (&example.package, &example.name);
         host::cargo(&[
@@ -33,14 +33,18 @@ pub(crate) fn programs(scenarios: &[Scenario], place: &Path) -> Result<()> {
             "--example",
             name,
         ])?;
-        strip(&release.join("examples").join(name), place)?;
+        strip(&release.join("examples").join(name), &place.join(name))?;
+    }
+    for peer in scenarios.iter().flat_map(|scenario| &scenario.peers) {
+        for (name, program) in peers::build(peer, &cache()) {
+            strip(&program, &place.join(name))?;
+        }
     }
     Ok(())
 }
 
-fn strip(program: &Path, place: &Path) -> Result<()> {
-    let to = place.join(program.file_name().context("a program without a name")?);
-    quietly(Command::new("strip").arg("-o").arg(&to).arg(program)).map(drop)
+fn strip(program: &Path, to: &Path) -> Result<()> {
+    quietly(Command::new("strip").arg("-o").arg(to).arg(program)).map(drop)
 }
 
 /// A boot's input.

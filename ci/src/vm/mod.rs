@@ -19,6 +19,7 @@ mod input;
 mod kernel;
 mod limits;
 mod network;
+mod peers;
 mod prepare;
 mod rootfs;
 mod run;
@@ -73,6 +74,8 @@ const GATE: &[(&str, Which)] = &[
     ("iscsi-client", Which::Lts),
     ("power-cut", Which::Lts),
     ("device-errors", Which::Newest),
+    ("ublk-queues", Which::Newest),
+    ("ublk-volume", Which::Lts),
 ];
 
 /// Runs the command.

@@ -76,6 +76,7 @@ pub(crate) fn all(ready: &Ready, jobs: &[(&str, Which)], keep: bool) -> Result<(
             }
         }
     }
+    std::fs::remove_dir_all(&programs)?;
     host::say(&format!(
         "{} passed, {} failed",
         runs.len() - failed.len(),

@@ -3,6 +3,7 @@
 
 use crate::run as host;
 use crate::vm::limits::{DISKS_MAX, NODES_MAX, RUN_LIMIT_MAX, RUN_MAX};
+use crate::vm::peers::Peer;
 use anyhow::{Context, Result, bail};
 use std::time::Duration;
 
@@ -49,6 +50,8 @@ pub(crate) struct Scenario {
     pub(crate) disks: Vec<Disk>,
     /// Programs besides `trilith`.
     pub(crate) examples: Vec<Example>,
+    /// Programs of others, if they can be built here.
+    pub(crate) peers: Vec<Peer>,
 }
 
 /// Reads a scenario.
@@ -88,6 +91,7 @@ fn parse(name: &str, text: String) -> Result<Scenario> {
         boots: 1,
         disks: Vec::new(),
         examples: Vec::new(),
+        peers: Vec::new(),
     };
     for line in text.lines().filter_map(|line| line.strip_prefix("#: ")) {
         let (key, value) = line
@@ -127,6 +131,13 @@ fn set(scenario: &mut Scenario, key: &str, value: &str) -> Result<()> {
             package: (*package).to_owned(),
             name: (*name).to_owned(),
         }),
+        ("peer", [name, version, examples @ ..]) if !examples.is_empty() => {
+            scenario.peers.push(Peer {
+                name: (*name).to_owned(),
+                version: (*version).to_owned(),
+                examples: examples.iter().map(|&example| example.to_owned()).collect(),
+            });
+        }
         _ => bail!("unknown key or wrong number of words"),
     }
     Ok(())
@@ -155,9 +166,10 @@ mod tests {
     #[test]
     fn head_is_understood() {
         let text = "#: about what it is\n#: nodes 3\n#: disk data 64MiB volatile\n#: boots 2\n\
-                    #: example some-package tool\n#: timeout 60\necho\n";
+                    #: example some-package tool\n#: timeout 60\n#: peer a-crate 1.2.3 one two\necho\n";
         let found = parse("x", text.to_owned()).unwrap();
         assert_eq!((found.nodes, found.boots), (3, 2));
+        assert_eq!(found.peers[0].program("two"), "a-crate-two");
         assert_eq!(found.disks.len(), 1);
         assert!(
             found
@@ -176,6 +188,7 @@ mod tests {
             "disk data 64",
             "timeout 9999",
             "memory",
+            "peer a-crate 1.2.3",
         ] {
             let text = format!("#: about x\n#: {line}\n");
             assert!(parse("x", text).is_err(), "{line}");

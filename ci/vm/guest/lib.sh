@@ -12,8 +12,15 @@ say() {
 # Where the log goes, for functions whose own output is thrown away.
 exec 3>&1
 
+# fail TEXT: the end, with what hangs in the kernel.
 fail() {
+    local task
     echo "FAILED: $*" >&3
+    for task in /proc/[0-9]*/task/*; do
+        if grep -q '^State:[[:space:]]*[DZ]' "$task/status" 2> /dev/null; then
+            echo "$task $(cat "$task/comm"): $(tr '\n' ' ' < "$task/stack")" >&3
+        fi
+    done
     exit 1
 }
 

@@ -1,7 +1,8 @@
-# For scenarios with a volume in one guest that `trilith up` serves, and its NBD client.
+# For scenarios with a volume in one guest that `trilith up` serves, and for block devices of any client.
 
 VOLUME=/disk/vol
 NBD=/dev/nbd0
+UBLK=/dev/ublkb0
 
 # volume_disk NAME: a file system for the volume's directory, on a disk of the guest; made when it has
 # none.
@@ -55,6 +56,17 @@ volume_stop() {
     wait $UP
 }
 
+# ublk_start ARGUMENTS...: `trilith up --ublk`, until the volume is healthy and $UBLK is there.
+ublk_start() {
+    modprobe ublk_drv
+    volume_start --ublk "$@"
+    wait_for 60 ublk_is_live
+}
+
+ublk_is_live() {
+    [ -b $UBLK ] && trilith ublk list | grep -q live
+}
+
 # process WORDS: the number of a process of ours.
 process() {
     pgrep -o -f "trilith $1"
@@ -66,6 +78,18 @@ kill_process() {
     old=$(process "$1")
     kill -9 "$old"
     wait_for 60 process_other_than "$1" "$old"
+}
+
+# everything_dies: `trilith up` and all that it has started, at once.
+everything_dies() {
+    kill -9 $UP $(pgrep -P $UP)
+    wait $UP || true
+    wait_for 30 nothing_runs
+}
+
+nothing_runs() {
+    # By its short name: the others are gone as soon as a process begins to end.
+    ! pgrep -x trilith
 }
 
 process_other_than() {
@@ -125,4 +149,66 @@ filesystem_is_clean() {
 # reads_zero DEVICE MIB: its first part holds only zeroes.
 reads_zero() {
     cmp -n "$(($2 << 20))" "$1" /dev/zero
+}
+
+# client_checks DEVICE: what every client's disk must do: I/O that is verified, file systems, discard.
+client_checks() {
+    verify "$1" 24
+    filesystem "$1" ext4
+    filesystem "$1" xfs
+    say "verified, file systems are clean"
+    blkdiscard -f "$1"
+    reads_zero "$1" 64
+    say "discarded"
+}
+
+# engines_die DEVICE: twice under load. Another takes its place, and no request of the client fails.
+engines_die() {
+    verify "$1" 48 --bs=4k &
+    local load=$!
+    for _ in 1 2; do
+        sleep 3
+        kill_process engine
+    done
+    wait $load
+    say "verified through two engines that were killed"
+    wait_for 60 volume_is healthy
+}
+
+# stores_are_sound: of a volume that has been stopped.
+stores_are_sound() {
+    local store
+    for store in $VOLUME/replica-?; do
+        trilith store check "$store"
+    done
+}
+
+# write_synced DIR: files of random bytes, each made durable before a line on the console says so,
+# until the power goes.
+write_synced() {
+    local number
+    for number in $(seq 1000); do
+        head -c 65536 /dev/urandom > /tmp/content
+        dd if=/tmp/content of="$1/file-$number" bs=64k conv=fsync status=none
+        sync "$1"
+        echo "SYNCED file-$number $(sha256sum < /tmp/content | cut -d' ' -f1)"
+    done
+}
+
+# synced_is_there DIR: all that the boot before said of `write_synced`.
+synced_is_there() {
+    local name sum synced=0
+    while read -r _ name sum; do
+        [ "$(sha256sum < "$1/$name" | cut -d' ' -f1)" = "$sum" ] || fail "$name is not what was synced"
+        synced=$((synced + 1))
+    done < <(tr -d '\r' < /h/before | grep -E '^SYNCED file-[0-9]+ [0-9a-f]{64}$')
+    say "$synced files that were synced are there"
+    [ $synced -ge 3 ]
+}
+
+# kernel_is_content: it has logged nothing that looks like a bug.
+kernel_is_content() {
+    if dmesg | grep -E 'BUG|WARNING|Oops|blocked for more than'; then
+        fail "the kernel complains"
+    fi
 }

@@ -18,28 +18,8 @@ queue=/sys/block/nbd0/queue
 [ "$(cat $queue/write_cache)" = "write back" ]
 [ "$(cat $queue/fua)" = 1 ]
 [ "$(cat $queue/discard_max_bytes)" -gt 0 ]
-verify $NBD 24
-say "verified"
-filesystem $NBD ext4
-filesystem $NBD xfs
-say "file systems are clean"
-blkdiscard -f $NBD
-reads_zero $NBD 64
-say "discarded"
-
-# The engine dies under load: another takes its place, the client gets new connections, and no request
-# fails.
-verify $NBD 48 --bs=4k &
-load=$!
-for _ in 1 2; do
-    sleep 3
-    kill_process engine
-done
-wait $load
-say "verified through two engines that were killed"
-wait_for 60 volume_is healthy
+client_checks $NBD
+engines_die $NBD
 nbd_detach
 volume_stop
-for member in 0 1 2; do
-    trilith store check $VOLUME/replica-$member
-done
+stores_are_sound

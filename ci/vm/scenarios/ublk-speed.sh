@@ -1,61 +1,125 @@
-#: about one volume of one replica over ublk, the kernel's nbd client and its iSCSI initiator, side by side
-#: timeout 300
-#: memory 1536
+#: about ublk by figures: its path alone, and one volume of one replica over ublk, nbd and iSCSI, beside libublk
+#: timeout 400
+#: memory 2048
 #: example trilith-frontend-ublk file
-# Prints figures and fails on none: a guest is emulated, so only ratios mean anything.
-for module in ublk_drv nbd iscsi_tcp sd_mod sg; do
-    modprobe $module
-done
-UBLK=/dev/ublkb0
-NBD=/dev/nbd0
+#: peer libublk 0.4.8 null loop
+# Prints figures and fails on none: a guest is emulated, so only ratios mean anything. Each pair is
+# measured in turns, so that what else the host does meets both.
+. /h/volume.sh
+. /h/iscsi.sh
+modprobe ublk_drv
+modprobe nbd
+VOLUME=/tmp/vol
+ROUNDS=3
+SPAN=3
 
-# measure NAME DEVICE: requests a second, random reads and writes of 4 KiB at depth 16.
+# ticks: of 10 ms, so far: of the engine, of the replica, of the whole guest.
+ticks() {
+    awk '{ print $14 + $15 }' "/proc/$ENGINE/stat" "/proc/$REPLICA/stat" | tr '\n' ' '
+    awk '$1 == "cpu" { print $2 + $3 + $4 + $7 + $8 }' /proc/stat
+}
+ENGINE=self
+REPLICA=self
+
+# measure NAME DEVICE: requests a second, random reads and writes of 4 KiB at depth 16; and what they cost.
 measure() {
-    local kind
+    local kind before
     for kind in randread randwrite; do
+        before=$(ticks)
         fio --name="$1" --filename="$2" --direct=1 --ioengine=io_uring --bs=4k --iodepth=16 --rw=$kind --size=64m \
-            --runtime=6 --time_based --allow_file_create=0 --output-format=json > /h/out/"$1-$kind"
-        jq -r --arg name "$1" --arg kind $kind \
-            '"GUEST-SAY \($name) \($kind) \(.jobs[0] | .read.iops + .write.iops | floor) a second"' < /h/out/"$1-$kind"
+            --runtime=$SPAN --time_based --allow_file_create=0 --thread=1 --output-format=json > /tmp/fio
+        jq -r --arg name "$1" --arg kind $kind --arg ticks "$before $(ticks)" \
+            '"\($name) \($kind) \(.jobs[0] | .read.iops + .write.iops | floor) \($ticks) \(.jobs[0] | .read.total_ios + .write.total_ios)"' \
+            < /tmp/fio >> /h/out/figures
     done
+}
+
+# cost NAME: microseconds of processors a request, of the engine, the replica and the whole guest (with fio).
+cost() {
+    say "$1 costs a request $(awk -v name="$1" '$1 == name {
+        engine += $7 - $4; replica += $8 - $5; all += $9 - $6; count += $10
+    } END {
+        printf "%d us in the engine, %d in the replica, %d in all", engine * 10000 / count, replica * 10000 / count,
+            all * 10000 / count
+    }' /h/out/figures)"
+}
+
+# figure NAME KIND: the mean of its rounds.
+figure() {
+    awk -v name="$1" -v kind="$2" '$1 == name && $2 == kind { sum += $3; count++ }
+        END { if (count) printf "%d", sum / count }' /h/out/figures
+}
+
+# compare NAME OTHER: how much faster the first is.
+compare() {
+    local kind ours others
+    for kind in randread randwrite; do
+        ours=$(figure "$1" $kind)
+        others=$(figure "$2" $kind)
+        [ -n "$ours" ] && [ -n "$others" ] || continue
+        say "$kind: $1 $ours, $2 $others a second: ratio $(awk "BEGIN { printf \"%.2f\", $ours / $others }")"
+    done
+}
+
+# peer_add NAME ARGUMENTS...: a device of a program of libublk's, as /dev/ublkb1. False without libublk.
+peer_add() {
+    command -v "libublk-$1" > /dev/null || return 1
+    "libublk-$1" add --number 1 --queues 1 --depth 128 "${@:2}" > /h/out/peer 2>&1 < /dev/null
+    wait_for 20 test -b /dev/ublkb1
+}
+
+peer_del() {
+    "libublk-$1" del --number 1 > /h/out/peer 2>&1
 }
 
 file --size $((256 << 20)) > /tmp/null 2>&1 < /dev/null &
 null=$!
-wait_for 20 grep -q '^live' /tmp/null
-measure null $UBLK
+wait_for 20 grep -q '^live 0' /tmp/null
+if peer_add null; then
+    for _ in $(seq $ROUNDS); do
+        measure null $UBLK
+        measure libublk-null /dev/ublkb1
+    done
+    peer_del null
+    compare null libublk-null
+else
+    measure null $UBLK
+    say "null: $(figure null randread) reads, $(figure null randwrite) writes a second; no libublk to compare with"
+fi
 kill -TERM $null
 wait $null
 
-trilith up --dir /tmp/volume --size 256MiB --replicas 1 --ublk --nbd 127.0.0.1:10809 --iscsi 127.0.0.1:3260 \
-    > /tmp/up 2> /h/out/up-log < /dev/null &
-up=$!
-wait_for 60 grep -q 'is the block device' /tmp/up
+ublk_start --size 256MiB --replicas 1 --iscsi $PORTAL
+# Where nothing was written a replica answers without a look at its file.
 dd if=/dev/urandom of=$UBLK bs=1M count=64 oflag=direct status=none
-
 nbd-client 127.0.0.1 10809 $NBD -N vol -b 4096 > /h/out/nbd-client
-wait_for 20 bash -c "[ \$(blockdev --getsize64 $NBD) -gt 0 ]"
-
-echo InitiatorName=iqn.2026-11.guest:one > /etc/iscsi/initiatorname.iscsi
-sed -i 's/^iscsid.startup.*//' /etc/iscsi/iscsid.conf
-mkdir -p /run/lock/iscsi
-setsid iscsid -f > /h/out/iscsid.log 2>&1 < /dev/null &
-discover() {
-    iscsiadm -m discovery -t sendtargets -p 127.0.0.1:3260 > /h/out/discovery
-}
-wait_for 60 discover
-iscsiadm -m node --login > /dev/null
-scsi() {
-    lsblk -dnSo NAME,TRAN | awk '$2 == "iscsi" { print "/dev/" $1; found = 1; exit } END { exit !found }'
-}
-wait_for 30 scsi
-
-measure ublk $UBLK
-measure nbd $NBD
-measure iscsi "$(scsi)"
-measure ublk-again $UBLK
-
-iscsiadm -m node --logout > /dev/null
+wait_for 20 nbd_is_there
+iscsi_up
+iscsi_discover
+iscsi_login
+ENGINE=$(process engine)
+REPLICA=$(process replica)
+for _ in $(seq $ROUNDS); do
+    measure ublk $UBLK
+    measure nbd $NBD
+    measure iscsi "$(iscsi_device)"
+done
+compare ublk nbd
+compare ublk iscsi
+for name in ublk nbd iscsi; do
+    cost $name
+done
+ENGINE=self
+REPLICA=self
+iscsi_logout
 nbd-client -d $NBD > /dev/null
-kill -TERM $up
-wait $up
+volume_stop
+
+# The same file without replication.
+if peer_add loop --backing_file $VOLUME/replica-0/vol.data; then
+    for _ in $(seq $ROUNDS); do
+        measure libublk-loop /dev/ublkb1
+    done
+    peer_del loop
+    compare ublk libublk-loop
+fi
