@@ -44,21 +44,24 @@ pub struct Cluster {
     up: Option<Child>,
 }
 
-/// The `trilith` executable, built beside this test.
+/// The `trilith` executable, built beside this program or, for tests, a directory above.
 ///
 /// # Panics
 /// When it has not been built.
 pub fn trilith() -> PathBuf {
-    let mut path = std::env::current_exe().unwrap_or_default();
-    path.pop();
-    path.pop();
-    path.push("trilith");
+    let own = std::env::current_exe().unwrap_or_default();
+    let found = own
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join("trilith"))
+        .find(|path| path.is_file());
     assert!(
-        path.exists(),
-        "{} is missing: run `cargo ci e2e`, which builds it",
-        path.display()
+        found.is_some(),
+        "no trilith beside {}: cargo build --release -p trilith",
+        own.display()
     );
-    path
+    found.unwrap_or_default()
 }
 
 /// A port that nobody listens on now.

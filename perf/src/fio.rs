@@ -51,22 +51,55 @@ pub(crate) fn run(job: &Path, place: &Place, seconds: u32, size_mib: u64) -> Res
         }
         Place::Iscsi(uri) => bail!("run fio on {uri}: it has no engine for iSCSI"),
     }
-    let output = command
+    common(&mut command, seconds, size_mib).arg(job);
+    finish(&mut command, &job.display().to_string())
+}
+
+/// A client of `run_many`.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    /// NBD export.
+    pub(crate) uri: String,
+    /// Connections.
+    pub(crate) jobs: u32,
+    /// Requests in flight on each.
+    pub(crate) depth: u32,
+}
+
+/// 4 KiB random writes by all the clients at once, their figures together.
+pub(crate) fn run_many(clients: &[Client], seconds: u32, size_mib: u64) -> Result<Figures> {
+    let mut command = Command::new("fio");
+    command.arg("--name=global");
+    common(&mut command, seconds, size_mib).args(["--ioengine=nbd", "--rw=randwrite", "--bs=4k"]);
+    for (at, client) in clients.iter().enumerate() {
+        command.args([
+            format!("--name=client{at}"),
+            format!("--uri={}", client.uri),
+            format!("--numjobs={}", client.jobs),
+            format!("--iodepth={}", client.depth),
+        ]);
+    }
+    finish(&mut command, "random writes")
+}
+
+fn common(command: &mut Command, seconds: u32, size_mib: u64) -> &mut Command {
+    command
         .arg("--output-format=json")
         .args([format!("--runtime={seconds}"), "--time_based=1".to_owned()])
         .args([format!("--size={size_mib}m"), "--randrepeat=0".to_owned()])
+        // From the call to its end: a disk may have done its work before the call returns.
+        .args(["--lat_percentiles=1", "--clat_percentiles=0"])
         // No ramp time: fio leaves it out of its counts, and the servers' CPU would not.
         .args(["--norandommap=1", "--group_reporting=1"])
-        .arg(job)
-        .stdin(Stdio::null())
-        .output()
-        .context("run fio")?;
+}
+
+fn finish(command: &mut Command, what: &str) -> Result<Figures> {
+    let output = command.stdin(Stdio::null()).output().context("run fio")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(
         output.status.success(),
-        "fio {}: {}: {errors}",
-        job.display(),
+        "fio {what}: {}: {errors}",
         output.status
     );
     let start = text.find('{').context("fio printed no JSON")?;
@@ -82,13 +115,13 @@ fn figures(job: &Value) -> Figures {
     } else {
         write
     };
-    let at = |p: &str| number(&main["clat_ns"]["percentile"][p]) / 1000.0;
+    let at = |p: &str| number(&main["lat_ns"]["percentile"][p]) / 1000.0;
     Figures {
         iops: number(&read["iops"]) + number(&write["iops"]),
         megabytes: (number(&read["bw_bytes"]) + number(&write["bw_bytes"])) / 1e6,
         p50_us: at("50.000000"),
         p99_us: at("99.000000"),
-        max_us: number(&main["clat_ns"]["max"]) / 1000.0,
+        max_us: number(&main["lat_ns"]["max"]) / 1000.0,
         bytes_written: number(&write["io_bytes"]),
         operations: number(&read["total_ios"]) + number(&write["total_ios"]),
     }

@@ -6,7 +6,7 @@
 //!
 //! Failure: a target that cannot be started is left out, and said so.
 //!
-//! Start reading at: [`compare`], then [`targets`], then [`fio`] and [`iscsi`]; [`report`] makes a page of the kept figures.
+//! Start reading at: [`compare`], then [`targets`], then [`fio`], [`iscsi`] and [`scale`]; [`report`] makes a page of the kept figures.
 
 mod chart;
 mod compare;
@@ -14,6 +14,7 @@ mod fio;
 mod iscsi;
 mod record;
 mod report;
+mod scale;
 mod targets;
 
 use anyhow::Result;
@@ -36,6 +37,8 @@ enum Command {
     Compare(CompareArgs),
     /// Runs iSCSI clients against several targets in turn.
     Iscsi(IscsiArgs),
+    /// Shows how cost grows with size, volumes and connections.
+    Scale(ScaleArgs),
     /// Makes one page of the figures that `compare --json` kept.
     Report(ReportArgs),
 }
@@ -71,6 +74,31 @@ struct IscsiArgs {
     /// Also write the figures as JSON to this file.
     #[arg(long)]
     json: Option<PathBuf>,
+}
+
+/// Options of `scale`.
+#[derive(Debug, clap::Args)]
+struct ScaleArgs {
+    /// Tables, comma-separated.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "sizes,idle,busy,connections"
+    )]
+    tables: Vec<scale::Table>,
+    /// Replicas of each volume.
+    #[arg(long, default_value_t = 3)]
+    replicas: usize,
+    /// Sizes of volumes, comma-separated.
+    #[arg(long, value_delimiter = ',', default_value = "1GiB,100GiB,1TiB,15TiB")]
+    sizes: Vec<String>,
+    /// Numbers of volumes on this host, comma-separated.
+    #[arg(long, value_delimiter = ',', default_value = "1,5,20")]
+    volumes: Vec<usize>,
+    /// Seconds of each row.
+    #[arg(long, default_value_t = 5)]
+    seconds: u32,
 }
 
 /// Options of `report`.
@@ -134,6 +162,7 @@ fn main() -> ExitCode {
     let result: Result<()> = match Args::parse().command {
         Command::Compare(args) => compare::run(&args),
         Command::Iscsi(args) => iscsi::run(&args),
+        Command::Scale(args) => scale::run(&args),
         Command::Report(args) => report::run(&args),
     };
     match result {

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
+use trilith_e2e::cluster::trilith;
 
 /// A running target. Stopped when dropped.
 #[derive(Debug)]
@@ -120,17 +121,6 @@ fn discover(port: u16, unit: u8) -> Result<String> {
         .find_map(|word| word.strip_prefix("Target:"))
         .with_context(|| format!("{portal} tells no target: {text}"))?;
     Ok(format!("{portal}/{name}/{unit}"))
-}
-
-/// Path of the trilith executable beside ours.
-fn trilith() -> Result<PathBuf> {
-    let path = std::env::current_exe()?.with_file_name("trilith");
-    ensure!(
-        path.exists(),
-        "{} is missing: cargo build --release -p trilith",
-        path.display()
-    );
-    Ok(path)
 }
 
 /// Number of replicas and flags of a volume by the name of its target: `trilith3`, or `trilith3-spin`
@@ -275,7 +265,7 @@ impl Target {
         more: &[&str],
     ) -> Result<()> {
         let port = free_port()?;
-        let mut command = Command::new(trilith()?);
+        let mut command = Command::new(trilith());
         command
             .args(["up", "--foreground", "--size", &format!("{size_mib}MiB")])
             .args([
@@ -404,16 +394,11 @@ impl Target {
         self.pids()
             .iter()
             .map(|pid| {
-                let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-                let kib = status
-                    .lines()
-                    .find_map(|l| l.strip_prefix("VmRSS:"))
-                    .and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
                 let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
                 let words: Vec<_> = line.split(|b| *b == 0).take(2).collect();
                 let name = String::from_utf8_lossy(&words.join(&b' ')).into_owned();
                 let short = name.rsplit('/').next().unwrap_or_default().to_owned();
-                (short, kib.unwrap_or(0) / 1024)
+                (short, resident_kib(*pid) / 1024)
             })
             .collect()
     }
@@ -427,7 +412,16 @@ fn bytes_written(pid: u32) -> f64 {
         .unwrap_or(0.0)
 }
 
-fn cpu_seconds(pid: u32) -> f64 {
+/// Resident memory of a process in KiB.
+pub(crate) fn resident_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    line.and_then(|l| l.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0)
+}
+
+/// CPU seconds that a process has used.
+pub(crate) fn cpu_seconds(pid: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields: Vec<f64> = stat
         .rsplit(')')
