@@ -18,3 +18,5 @@ mod iscsi_conformance;
 mod monitoring;
 #[path = "suite/offline.rs"]
 mod offline;
+#[path = "suite/replace.rs"]
+mod replace;

@@ -2,6 +2,7 @@
 
 use crate::limits;
 use core::time::Duration;
+use trilith_block::limits::MEMBERS_MAX;
 use trilith_block::{MemberSet, Uuid};
 use trilith_wire::auth::Secret;
 
@@ -130,6 +131,9 @@ pub struct EngineConfig {
     /// The voters as far as the driver knows, and their addresses; the replicas know better when
     /// their configuration is of a higher generation.
     pub members: MemberSet,
+    /// Identities that the replicas of these numbers must have; none: any. A number can be given to
+    /// another replica once the one before was replaced, and the old one must not count for it.
+    pub identities: [Uuid; MEMBERS_MAX],
     /// Members on this host, preferred for reads.
     pub local: MemberSet,
     /// Size of the volume in bytes; 0: learn it from the replicas.
@@ -198,6 +202,7 @@ impl EngineConfig {
             supersedes: Uuid::NONE,
             secret,
             members,
+            identities: [Uuid::NONE; MEMBERS_MAX],
             local: MemberSet::EMPTY,
             capacity_bytes: 0,
             attach_epoch: 0,

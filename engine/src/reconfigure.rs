@@ -13,7 +13,9 @@ use crate::recovery::Promise;
 use crate::survey::add_records;
 use crate::syncset::Standing;
 use core::time::Duration;
-use trilith_block::{BufSlice, ChunkMap, ExtentNo, MemberId, MemberSet, Membership, Monotonic};
+use trilith_block::{
+    BufSlice, ChunkMap, ExtentNo, MemberId, MemberSet, Membership, Monotonic, Uuid,
+};
 use trilith_wire::limits::PROTOCOL_RECONFIGURE;
 use trilith_wire::{MapKind, Message, Reason, ReplicaState};
 
@@ -551,6 +553,11 @@ impl Engine {
     /// Everyone with whom this engine deals: the members, and who is being let go.
     pub fn dealt_with(&self) -> MemberSet {
         self.members
+    }
+
+    /// From now on only the replica of this identity is taken for a member.
+    pub fn expect_identity(&mut self, member: MemberId, identity: Uuid) {
+        self.cfg.identities[member.index()] = identity;
     }
 
     /// The configuration that this engine goes by.

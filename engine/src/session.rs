@@ -375,7 +375,9 @@ impl Engine {
             && state.capacity.is_multiple_of(u64::from(BLOCK_BYTES))
             && state.capacity <= trilith_block::limits::VOLUME_BYTES_MAX
             && (self.capacity == 0 || self.capacity == state.capacity);
-        if state.member != member || !capacity_ok {
+        let expected = self.cfg.identities[member.index()];
+        let is_other = !expected.is_none() && expected != state.replica;
+        if state.member != member || !capacity_ok || is_other {
             return self.unfit(member, Reason::Mismatch, cx);
         }
         if !self.meet_config(member, state, cx) {

@@ -146,8 +146,29 @@ pub(crate) enum VolumeCommand {
     /// Go on after a recovery that lost acknowledged but unflushed writes: you have restarted the
     /// clients, or accept what they will see.
     AcceptLoss(VolumeArgs),
+    /// Replace a replica, such as one whose disk is lost, by a new one that is rebuilt while clients
+    /// go on. For a volume run by `trilith up`; `trilith status` shows how far it is.
+    ReplaceReplica(ReplaceArgs),
     /// Let the engine give up the volume, so that another one can take over at once.
     StepDown(VolumeArgs),
+}
+
+/// Flags of `volume replace-replica`.
+#[derive(Args, Debug)]
+pub(crate) struct ReplaceArgs {
+    /// Directory of the volume.
+    #[arg(long, default_value = crate::up::layout::DIR_DEFAULT, value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// Number of the replica that is to be replaced.
+    #[arg(long, value_name = "N", required_unless_present = "give_up")]
+    pub(crate) member: Option<usize>,
+    /// Directory for the new replica, made when missing, else empty [default: replica-N in the
+    /// directory of the volume, N being a number that is free].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) new_dir: Option<PathBuf>,
+    /// Give up the replacement that runs, if the new replica does not vote yet.
+    #[arg(long, conflicts_with_all = ["member", "new_dir"])]
+    pub(crate) give_up: bool,
 }
 
 /// Which volume.
@@ -264,6 +285,13 @@ pub(crate) struct EngineArgs {
     /// A replica: member number and address, once for each member.
     #[arg(long = "replica", value_parser = parse_member, value_name = "N=ADDRESS", required = true)]
     pub(crate) replicas: Vec<(usize, Address)>,
+    /// Identity that the replica of this number must have, once for each; else any of the volume is
+    /// taken for it.
+    #[arg(long = "replica-id", value_parser = parse_identity, value_name = "N=UUID")]
+    pub(crate) replica_ids: Vec<(usize, Uuid)>,
+    /// Take from the replicas who of them votes: a replica was, or is being, replaced.
+    #[arg(long)]
+    pub(crate) ask_for_voters: bool,
     /// Size of the volume.
     #[arg(long, value_parser = parse_volume_size, value_name = "SIZE")]
     pub(crate) size: u64,
@@ -499,19 +527,30 @@ fn parse_portal(text: &str) -> Result<String, String> {
 }
 
 fn parse_member(text: &str) -> Result<(usize, Address), String> {
+    let (member, address) = numbered(text, "ADDRESS")?;
+    Ok((member, address.parse()?))
+}
+
+fn parse_identity(text: &str) -> Result<(usize, Uuid), String> {
+    let (member, id) = numbered(text, "UUID")?;
+    Ok((member, parse_uuid(id)?))
+}
+
+/// A member number and what is said of it.
+fn numbered<'a>(text: &'a str, what: &str) -> Result<(usize, &'a str), String> {
     let wrong = || {
         format!(
-            "expected MEMBER=ADDRESS with a member from 0 to {}, found {text:?}",
+            "expected MEMBER={what} with a member from 0 to {}, found {text:?}",
             MEMBERS_MAX - 1
         )
     };
-    let (member, address) = text.split_once('=').ok_or_else(wrong)?;
+    let (member, rest) = text.split_once('=').ok_or_else(wrong)?;
     let member = member
         .parse()
         .ok()
         .filter(|member| *member < MEMBERS_MAX)
         .ok_or_else(wrong)?;
-    Ok((member, address.parse()?))
+    Ok((member, rest))
 }
 
 #[cfg(test)]
@@ -547,6 +586,9 @@ mod tests {
             "trilith status --json",
             "trilith status --watch --dir d",
             "trilith volume accept-loss",
+            "trilith volume replace-replica --member 2",
+            "trilith volume replace-replica --member 2 --new-dir /disk/r --dir d",
+            "trilith volume replace-replica --give-up",
             "trilith store check d/replica-0",
             "trilith store export d/replica-0 out.raw",
             "trilith replica --dir d --listen 127.0.0.1:1 --secret-file s",
@@ -570,6 +612,8 @@ mod tests {
             "trilith up --size 1G --replicas 4",
             "trilith up --size 1G --colour red",
             "trilith up --nbd localhost",
+            "trilith volume replace-replica",
+            "trilith volume replace-replica --member 1 --give-up",
             "trilith up --iscsi localhost",
             "trilith up --ublk b",
             "trilith up --ublk 1048576",

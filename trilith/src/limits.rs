@@ -93,3 +93,11 @@ pub(crate) const LATENCY_BUCKETS_US: [u64; 24] = [
 
 const _: () = assert!(GRANT_RENEWAL.as_secs() * 2 < GRANT_TIME.as_secs());
 const _: () = assert!(RESTART_PAUSE_MIN.as_millis() < RESTART_PAUSE_MAX.as_millis());
+
+/// Longest path of a new replica's directory: its hexadecimal digits fit a line and a request.
+pub(crate) const DIR_BYTES_MAX: usize = 1024;
+const _: () = assert!(DIR_BYTES_MAX * 2 + 256 < LINE_BYTES_MAX);
+const _: () = assert!(DIR_BYTES_MAX * 2 + 256 < HTTP_HEAD_BYTES_MAX);
+
+/// Time that `up` may take to remember a replacement that was asked for.
+pub(crate) const REPLACE_WAIT_MAX: Duration = Duration::from_secs(10);

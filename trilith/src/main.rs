@@ -20,6 +20,7 @@ mod host;
 mod limits;
 mod logging;
 mod output;
+mod replace;
 mod status;
 mod store;
 mod text;

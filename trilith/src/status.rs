@@ -1,6 +1,6 @@
 //! `trilith status`: asks the admin endpoints of a volume's processes and shows what they say.
 
-use crate::admin::api::{EngineReport, Latency, MemberReport, ReplicaReport};
+use crate::admin::api::{ChangeReport, EngineReport, Latency, MemberReport, ReplicaReport};
 use crate::admin::client;
 use crate::cli::StatusArgs;
 use crate::exit::{Exit, setup};
@@ -101,7 +101,10 @@ fn gather() -> anyhow::Result<Report> {
             format!("no engine answers: {error:#}"),
         ),
     };
-    let replicas = (0..state.replicas.len())
+    let replicas = state
+        .replicas
+        .iter()
+        .map(|replica| replica.member)
         .map(|member| match ask(ChildId::Replica(member)) {
             Ok(report) => ReplicaAnswer {
                 member,
@@ -197,6 +200,9 @@ fn table(report: &Report) -> String {
             ));
         }
     }
+    if let Some(change) = report.engine.as_ref().and_then(|e| e.change.as_ref()) {
+        line(change_text(change));
+    }
     line(format!("\n{}", replica_table(report)));
     if let Some(engine) = &report.engine {
         line(format!("\n{}", latency_table(engine)));
@@ -222,6 +228,18 @@ fn table(report: &Report) -> String {
         }
     }
     text
+}
+
+fn change_text(change: &ChangeReport) -> String {
+    let number = |member: Option<usize>| member.map_or_else(dash, |m| m.to_string());
+    let (old, new) = (number(change.old), number(change.new));
+    match change.step.as_str() {
+        "learning" => {
+            format!("replica {old} is being replaced by replica {new}, which is being rebuilt")
+        }
+        "joint" => format!("replica {old} is being replaced by replica {new}, which is rebuilt"),
+        _ => format!("replica {old} is being let go"),
+    }
 }
 
 fn replica_table(report: &Report) -> Table {
@@ -345,6 +363,11 @@ mod tests {
             volume,
             engine: Some(EngineReport {
                 term: 9,
+                change: Some(ChangeReport {
+                    step: "learning".into(),
+                    old: Some(2),
+                    new: Some(3),
+                }),
                 members: vec![rebuilding, stranger],
                 iscsi: Some(IscsiReport {
                     uris: vec!["iscsi://127.0.0.1:3260/iqn.x/0".into()],
@@ -383,6 +406,7 @@ mod tests {
             "iscsi://127.0.0.1:3260/iqn.x/0 with 2 sessions",
             "/dev/ublkb3 is live; requests: 0 in flight, 0 of 7 failed",
             "25 % at 2 MiB/s, 1 min 1 s left",
+            "replica 2 is being replaced by replica 3",
             "replica 0: gone",
             "warning: replica 1 has no tmpfs",
             "warning: replica 2 is not used: it holds another volume",

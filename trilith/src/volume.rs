@@ -14,6 +14,7 @@ use trilith_runtime::Address;
 /// When no engine answers, or it refuses.
 pub(crate) fn run(command: &VolumeCommand) -> anyhow::Result<Exit> {
     let (args, target) = match command {
+        VolumeCommand::ReplaceReplica(args) => return crate::replace::run(args),
         VolumeCommand::AcceptLoss(args) => (args, "/volume/accept-loss"),
         VolumeCommand::StepDown(args) => (args, "/volume/step-down"),
     };

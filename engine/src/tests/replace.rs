@@ -261,3 +261,27 @@ fn what_no_promiser_knew_is_overruled() {
     assert!(w.fakes[2].config.generation > 77);
     w.stop();
 }
+
+#[test]
+fn another_replica_under_the_number_of_a_member_does_not_count() {
+    let mut w = World::new(3);
+    w.wait_mode(Mode::Healthy);
+    write_some(&mut w, 3, 1);
+    let identity = w.fakes[2].state(w.now).replica;
+    let mut w = w.restart(|cfg| {
+        cfg.engine = trilith_block::Uuid([8; 16]);
+        cfg.supersedes = trilith_block::Uuid([7; 16]);
+        cfg.attach_epoch = 1;
+        cfg.identities[2] = trilith_block::Uuid([9; 16]);
+    });
+    w.wait_mode(Mode::Degraded);
+    let two = |w: &World| status(w).members[2].clone();
+    w.until(10_000, |w| two(w).refused.is_some());
+    assert_eq!(two(&w).refused, Some(trilith_wire::Reason::Mismatch));
+    assert!(!status(&w).counted.contains(member(2)) && !two(&w).promised);
+    // It was the right one after all.
+    w.engine.expect_identity(member(2), identity);
+    w.wait_mode(Mode::Healthy);
+    assert!(status(&w).counted.contains(member(2)));
+    w.stop();
+}

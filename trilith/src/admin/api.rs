@@ -94,6 +94,17 @@ pub(crate) struct MemberReport {
     pub(crate) read_latency: Latency,
 }
 
+/// How far the replacement of a replica is.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub(crate) struct ChangeReport {
+    /// learning, joint or retiring.
+    pub(crate) step: String,
+    /// The replica that leaves; absent while a new one that was given up is let go.
+    pub(crate) old: Option<usize>,
+    /// The one that takes its place; absent when it has it.
+    pub(crate) new: Option<usize>,
+}
+
 /// Clients over NBD.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub(crate) struct NbdReport {
@@ -197,6 +208,9 @@ pub(crate) struct EngineReport {
     pub(crate) entries: u64,
     /// Bytes copied by rebuilds since the start.
     pub(crate) rebuild_bytes: u64,
+    /// A replica that is being replaced, if one is.
+    #[serde(default)]
+    pub(crate) change: Option<ChangeReport>,
     /// The members.
     pub(crate) members: Vec<MemberReport>,
     /// Latencies by operation and stage.

@@ -28,10 +28,23 @@ fn dial(address: &Address) -> std::io::Result<Box<dyn Stream>> {
     })
 }
 
+/// The one that was asked understood and said no: it has done nothing.
+#[derive(Debug)]
+pub(crate) struct Refused(String);
+
+impl core::fmt::Display for Refused {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl core::error::Error for Refused {}
+
 /// Asks `address` and gives the body of a 200 answer.
 ///
 /// # Errors
-/// When nobody answers in time, or the answer is another one; then with the text of its body.
+/// When nobody answers in time, or the answer is another one: then [`Refused`] with the text of its
+/// body.
 pub(crate) fn ask(address: &Address, method: &str, target: &str) -> anyhow::Result<String> {
     let what = || format!("{method} {target} at {address}");
     let mut stream = dial(address).with_context(what)?;
@@ -65,7 +78,7 @@ fn parse(text: &str) -> anyhow::Result<String> {
         bail!("expected {length} bytes, found {}", body.len());
     }
     if status != "200" {
-        bail!("{}", body.trim_end());
+        return Err(Refused(body.trim_end().to_owned()).into());
     }
     Ok(body.to_owned())
 }
@@ -84,6 +97,8 @@ mod tests {
         assert_eq!(parsed(&Answer::json("[1]".into())).unwrap(), "[1]");
         let refused = parsed(&Answer::text(Status::Conflict, "nothing to accept")).unwrap_err();
         assert_eq!(refused.to_string(), "nothing to accept");
+        let in_context = refused.context("POST /x");
+        assert!(in_context.downcast_ref::<Refused>().is_some());
         assert!(
             parse("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nabc").is_err(),
             "cut short"

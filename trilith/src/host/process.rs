@@ -43,6 +43,11 @@ impl Supervisor {
         Supervisor { pid: Some(pid) }
     }
 
+    /// True when there is one.
+    pub(crate) fn is_there(self) -> bool {
+        self.pid.is_some()
+    }
+
     /// Tells it.
     pub(crate) fn tell(self, news: &News) {
         if self.pid.is_none() {

@@ -39,6 +39,7 @@ fn format_store(args: &FormatArgs) -> anyhow::Result<Exit> {
         replicas: args.replicas,
         capacity: args.size,
         replacement: args.replacement,
+        newcomer: None,
     };
     if args.path.exists() && !args.path.is_dir() {
         format::device(&mut turns, &args.path, &new)?;
@@ -79,6 +80,7 @@ mod tests {
             replicas: 3,
             capacity: 64 << 20,
             replacement: false,
+            newcomer: None,
         };
         format::directory(&mut turns, dir, &new).unwrap();
         let again = format::directory(&mut turns, dir, &new).unwrap_err();

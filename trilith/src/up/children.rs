@@ -109,21 +109,22 @@ impl Children {
     }
 
     /// Tells a child something. A child that does not read misses it.
-    pub(crate) fn tell(&mut self, id: ChildId, word: Word) {
+    pub(crate) fn tell(&mut self, id: ChildId, word: &Word) {
         let Some(child) = self.running.iter_mut().find(|child| child.id == id) else {
             return;
         };
         let Some(input) = &mut child.input else {
             return;
         };
-        if let Err(error) = input.write_all(word.to_line().as_bytes()) {
+        let line = word.to_line();
+        if let Err(error) = input.write_all(line.as_bytes()) {
             tracing::warn!(child = %id, %error, "cannot tell {word:?}");
         }
     }
 
     /// Asks a child to stop: the word, and the end of its input.
     pub(crate) fn stop(&mut self, id: ChildId) {
-        self.tell(id, Word::Stop);
+        self.tell(id, &Word::Stop);
         if let Some(child) = self.running.iter_mut().find(|child| child.id == id) {
             child.input = None;
         }

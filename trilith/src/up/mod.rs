@@ -30,7 +30,7 @@ use trilith_runtime::{
     random_bytes, write_secret,
 };
 
-pub(crate) use state::State as VolumeState;
+pub(crate) use state::{Replica, State as VolumeState};
 
 /// Replicas of a volume when nothing else is said.
 const REPLICAS_DEFAULT: usize = 3;
@@ -79,7 +79,7 @@ pub(crate) fn run(args: UpArgs, log: &str) -> anyhow::Result<Exit> {
         volume = %state.volume,
         name = state.name,
         size = bytes_text(state.size_bytes),
-        replicas = state.replicas.len(),
+        replicas = state.count(),
         nbd = ?config.nbd,
         iscsi = ?config.iscsi,
         ublk = ?config.ublk.number,
@@ -133,7 +133,13 @@ fn find_or_make(config: &Config) -> anyhow::Result<State> {
     write_secret(Path::new(layout::SECRET), &secret)?;
     let count = config.wanted.replicas.unwrap_or(REPLICAS_DEFAULT);
     let replicas = (0..count)
-        .map(|_| process::new_uuid())
+        .map(|member| {
+            Ok(state::Replica {
+                member,
+                id: process::new_uuid()?,
+                dir: None,
+            })
+        })
         .collect::<anyhow::Result<_>>()?;
     let state = State {
         name: config
@@ -144,6 +150,8 @@ fn find_or_make(config: &Config) -> anyhow::Result<State> {
         volume: process::new_uuid()?,
         size_bytes,
         replicas,
+        change: None,
+        last_number: None,
         formatted: false,
         attach_epoch: 0,
         engine: None,
@@ -171,7 +179,7 @@ fn agree(state: &State, wanted: &Wanted) -> anyhow::Result<()> {
         );
     }
     if let Some(replicas) = wanted.replicas {
-        let made = state.replicas.len();
+        let made = state.count();
         ensure!(
             replicas == made,
             "expected --replicas {made}, as it was made, or none; found {replicas}"
@@ -189,18 +197,19 @@ fn agree(state: &State, wanted: &Wanted) -> anyhow::Result<()> {
 
 /// Formats the replicas that an interrupted first `up` has left out.
 fn format_replicas(turns: &mut Loop, state: &mut State) -> anyhow::Result<()> {
-    for (member, id) in state.replicas.iter().enumerate() {
-        let dir = layout::replica_dir(member);
+    for replica in &state.replicas {
+        let (member, dir) = (replica.member, replica.directory());
         if format::is_formatted(&dir) {
             continue;
         }
         let new = format::New {
             volume: state.volume,
-            replica: *id,
+            replica: replica.id,
             member,
             replicas: state.replicas.len(),
             capacity: state.size_bytes,
             replacement: false,
+            newcomer: None,
         };
         format::directory(turns, &dir, &new)
             .with_context(|| format!("format replica {member} in {}", dir.display()))?;
@@ -212,18 +221,28 @@ fn format_replicas(turns: &mut Loop, state: &mut State) -> anyhow::Result<()> {
 /// A replica whose files are gone is not made anew in silence: an empty replica must not vote as if
 /// it were the old one.
 fn check_replicas(state: &State) -> anyhow::Result<()> {
-    let lost: Vec<usize> = (0..state.replicas.len())
-        .filter(|member| !format::is_formatted(&layout::replica_dir(*member)))
+    let lost: Vec<usize> = state
+        .replicas
+        .iter()
+        .filter(|replica| !format::is_formatted(&replica.directory()))
+        .map(|replica| replica.member)
         .collect();
-    let majority = state.replicas.len() / 2 + 1;
-    if state.replicas.len() - lost.len() < majority {
+    // One that is on its way in decides nothing yet.
+    let newcomer = state.change.map(|change| change.new);
+    let voters_lost = lost.iter().filter(|m| Some(**m) != newcomer).count();
+    let majority = state.count() / 2 + 1;
+    if state.count() - voters_lost < majority {
         bail!(
             "find replicas: expected at least {majority} of {}, found none of {lost:?}",
-            state.replicas.len()
+            state.count()
         );
     }
     for member in lost {
-        tracing::error!(member, "replica is lost: its directory has no store");
+        tracing::error!(
+            member,
+            "replica is lost: its directory has no store (`trilith volume replace-replica \
+             --member {member}` makes a new one)"
+        );
     }
     Ok(())
 }
@@ -278,7 +297,15 @@ mod tests {
             name: "vol".into(),
             volume: Uuid([1; 16]),
             size_bytes: 1 << 30,
-            replicas: vec![Uuid([2; 16]); 3],
+            replicas: (0..3)
+                .map(|member| state::Replica {
+                    member,
+                    id: Uuid([2; 16]),
+                    dir: None,
+                })
+                .collect(),
+            change: None,
+            last_number: None,
             formatted: true,
             attach_epoch: 0,
             engine: None,

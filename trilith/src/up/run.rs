@@ -10,7 +10,7 @@ use crate::limits::{GRANT_RENEWAL, GRANT_TIME};
 use crate::output;
 use crate::up::children::{Children, Heard};
 use crate::up::config::Config;
-use crate::up::state::State;
+use crate::up::state::{Change, Replica, State};
 use crate::up::supervisor::{ChildId, Do, Supervisor};
 use crate::up::{greeting::Greeting, layout};
 use std::ffi::OsString;
@@ -42,7 +42,7 @@ impl Up {
         children: Children,
         now: Monotonic,
     ) -> Up {
-        let supervisor = Supervisor::new(now, state.replicas.len());
+        let supervisor = Supervisor::new(now, state.replicas.iter().map(|r| r.member));
         Up {
             config,
             state,
@@ -73,6 +73,7 @@ impl Up {
                 self.supervisor.started(now, id);
                 if id == ChildId::Engine {
                     self.grant(now);
+                    self.tell_change();
                 }
             }
             Err(error) => {
@@ -104,13 +105,13 @@ impl Up {
 
     fn replica_args(&self, member: usize) -> anyhow::Result<Vec<OsString>> {
         let mut args = Args(self.shared_args(ChildId::Replica(member)));
-        args.set("--dir", self.path(layout::replica_dir(member)));
+        if let Some(replica) = self.state.replica(member) {
+            args.set("--dir", self.path(replica.directory()));
+            args.set("--id", replica.id);
+        }
         args.set("--listen", layout::replica_address(member));
         args.set("--volume", self.state.volume);
         args.set("--member", member);
-        if let Some(id) = self.state.replicas.get(member) {
-            args.set("--id", id);
-        }
         if let Some(dir) = &self.config.window_dir {
             args.set("--window-dir", dir.display());
         }
@@ -153,11 +154,13 @@ impl Up {
         if let Some(loss) = bound {
             args.set("--loss", loss);
         }
-        for member in 0..self.state.replicas.len() {
-            args.set(
-                "--replica",
-                format!("{member}={}", layout::replica_address(member)),
-            );
+        for replica in &self.state.replicas {
+            let address = layout::replica_address(replica.member);
+            args.set("--replica", format!("{}={address}", replica.member));
+            args.set("--replica-id", format!("{}={}", replica.member, replica.id));
+        }
+        if self.state.was_changed() {
+            args.0.push("--ask-for-voters".into());
         }
         Ok(args.0)
     }
@@ -165,11 +168,12 @@ impl Up {
     /// M13: no other engine starts while this one lives, since only this process (which holds the
     /// lock of the directory) starts any, and only after the one before has been reaped.
     fn grant(&mut self, now: Monotonic) {
-        self.children.tell(ChildId::Engine, Word::Grant(GRANT_TIME));
+        self.children
+            .tell(ChildId::Engine, &Word::Grant(GRANT_TIME));
         self.grant_at = Some(now.after(GRANT_RENEWAL));
     }
 
-    fn heard(&mut self, heard: &Heard) {
+    fn heard(&mut self, now: Monotonic, heard: &Heard) {
         if !self.children.is(heard.child, heard.pid) {
             return;
         }
@@ -185,6 +189,16 @@ impl Up {
                 output::print(&format!("Volume {} is {state}\n", self.state.name));
             }
             News::Loss(loss) => self.loss(*loss),
+            News::Replace { old, new, id, dir } => {
+                let replica = Replica {
+                    member: *new,
+                    id: *id,
+                    dir: (*dir != layout::replica_dir(*new)).then(|| dir.clone()),
+                };
+                self.replace(now, *old, replica);
+            }
+            News::Members { bits, settled } => self.members(*bits, *settled),
+            News::KeepOld => self.end_change(true),
             News::Device(number) => {
                 output::print(&format!(
                     "Volume {} is the block device /dev/ublkb{number}\n",
@@ -194,11 +208,80 @@ impl Up {
         }
     }
 
+    /// Somebody has made an empty replica that is to take the place of another one. Remembered first,
+    /// so that the next `up` goes on with it.
+    fn replace(&mut self, now: Monotonic, old: usize, replica: Replica) {
+        let new = replica.member;
+        let next = self.state.replacing(old, replica).and_then(|next| {
+            next.write(Path::new("."))?;
+            Ok(next)
+        });
+        match next {
+            Ok(next) => self.state = next,
+            Err(error) => return tracing::error!(old, new, "cannot replace a replica: {error:#}"),
+        }
+        output::print(&format!(
+            "Replica {old} is being replaced by replica {new}\n"
+        ));
+        self.supervisor.add(now, new);
+        self.tell_change();
+    }
+
+    /// Tells the engine what is to be replaced. It does nothing more when that is done.
+    fn tell_change(&mut self) {
+        let Some(change) = self.state.change else {
+            return;
+        };
+        if let Some(new) = self.state.replica(change.new) {
+            let word = Word::Replace {
+                old: change.old,
+                new: change.new,
+                id: new.id,
+                address: layout::replica_address(change.new).to_string(),
+            };
+            self.children.tell(ChildId::Engine, &word);
+        }
+    }
+
+    /// The engine says with whom it deals.
+    fn members(&mut self, bits: u32, settled: bool) {
+        let has = |member: usize| bits >> member & 1 != 0;
+        let over = |c: Change| settled && has(c.new) && !has(c.old);
+        if self.state.change.is_some_and(over) {
+            self.end_change(false);
+        }
+    }
+
+    /// The replacement is over: whoever has no place any more is stopped, its files are left.
+    fn end_change(&mut self, given_up: bool) {
+        let Some(Change { old, new }) = self.state.change else {
+            return;
+        };
+        let next = self.state.settled(given_up);
+        if let Err(error) = next.write(Path::new(".")) {
+            // The next `up` finds it out again.
+            return tracing::error!(old, new, "cannot remember a replacement: {error:#}");
+        }
+        let (gone, text) = if given_up {
+            (new, format!("Replica {old} is not replaced after all"))
+        } else {
+            (old, format!("Replica {old} was replaced by replica {new}"))
+        };
+        let files = self.state.replica(gone).map(Replica::directory);
+        let files = files.unwrap_or_default();
+        output::print(&format!(
+            "{text}; the files in {} are not needed any more\n",
+            self.path(files)
+        ));
+        self.state = next;
+        self.supervisor.retire(gone);
+    }
+
     fn greet(&self) {
         let greeting = Greeting {
             name: &self.state.name,
             size_bytes: self.state.size_bytes,
-            replicas: self.state.replicas.len(),
+            replicas: self.state.count(),
             nbd: self.config.nbd.as_ref(),
             iscsi: self.config.iscsi.as_ref(),
             ublk: self.config.ublk.number.is_some(),
@@ -304,9 +387,9 @@ impl Handler for Up {
         }
     }
 
-    fn message(&mut self, _io: &mut Io, message: Message) {
+    fn message(&mut self, io: &mut Io, message: Message) {
         if let Ok(heard) = message.downcast::<Heard>() {
-            self.heard(&heard);
+            self.heard(io.now(), &heard);
         }
     }
 }

@@ -6,12 +6,14 @@ use crate::up::layout;
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::io::{ErrorKind, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use trilith_block::Uuid;
 use trilith_block::limits::MEMBERS_MAX;
 
-/// Version of the file's format.
+/// Version of the file's format while the replicas are those that the volume was made with.
 const VERSION: u32 = 1;
+/// Version once a replica was, or is being, replaced.
+const VERSION_CHANGED: u32 = 2;
 
 /// The file as it is written. Unknown keys are errors: a newer `up` may mean something by them.
 #[derive(Serialize, Deserialize, Debug)]
@@ -21,12 +23,61 @@ struct File {
     name: String,
     volume: String,
     size_bytes: u64,
+    /// Version 1: identities by member number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     replicas: Vec<String>,
+    /// Version 2.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    members: Vec<FileMember>,
+    /// Version 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    change: Option<Change>,
+    /// Version 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last_number: Option<usize>,
     formatted: bool,
     attach_epoch: u64,
     engine: Option<String>,
     boot: String,
     loss: Option<u32>,
+}
+
+/// A replica as version 2 writes it.
+#[derive(Serialize, Deserialize, Debug)]
+#[serde(deny_unknown_fields)]
+struct FileMember {
+    member: usize,
+    id: String,
+    dir: Option<PathBuf>,
+}
+
+/// A replica that is being replaced, and by which one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Change {
+    /// Number of the one that leaves.
+    pub(crate) old: usize,
+    /// Number of the one that takes its place.
+    pub(crate) new: usize,
+}
+
+/// One replica.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Replica {
+    /// Its number.
+    pub(crate) member: usize,
+    /// Its identity.
+    pub(crate) id: Uuid,
+    /// Its directory, when it is not the usual one.
+    pub(crate) dir: Option<PathBuf>,
+}
+
+impl Replica {
+    /// Its directory, seen from that of `up`.
+    pub(crate) fn directory(&self) -> PathBuf {
+        let usual = || layout::replica_dir(self.member);
+        self.dir.clone().unwrap_or_else(usual)
+    }
 }
 
 /// What `up` knows.
@@ -38,8 +89,13 @@ pub(crate) struct State {
     pub(crate) volume: Uuid,
     /// Its size.
     pub(crate) size_bytes: u64,
-    /// Identities of its replicas, by member number.
-    pub(crate) replicas: Vec<Uuid>,
+    /// Its replicas, by rising number; while one is replaced, its successor too.
+    pub(crate) replicas: Vec<Replica>,
+    /// The replacement that runs.
+    pub(crate) change: Option<Change>,
+    /// Number given to a new replica last; absent while the replicas are those that the volume was
+    /// made with.
+    pub(crate) last_number: Option<usize>,
     /// All replicas have been formatted once. A directory that is missing after that is a replica
     /// that was lost, not one to be made quietly.
     pub(crate) formatted: bool,
@@ -51,6 +107,36 @@ pub(crate) struct State {
     pub(crate) boot: Uuid,
     /// Loss epoch those clients are bound to; unknown until the engine has told it in this boot.
     pub(crate) loss: Option<u32>,
+}
+
+fn first_replicas(ids: &[String]) -> anyhow::Result<Vec<Replica>> {
+    let replica = |(member, id): (usize, &String)| {
+        let id = uuid(id)?;
+        Ok(Replica {
+            member,
+            id,
+            dir: None,
+        })
+    };
+    ids.iter().enumerate().map(replica).collect()
+}
+
+fn changed_replicas(members: &[FileMember]) -> anyhow::Result<Vec<Replica>> {
+    let rising = members.windows(2).all(|p| p[0].member < p[1].member);
+    let last = members.last().is_none_or(|m| m.member < MEMBERS_MAX);
+    ensure!(
+        rising && last,
+        "expected rising numbers below {MEMBERS_MAX}"
+    );
+    let replica = |m: &FileMember| {
+        let id = uuid(&m.id)?;
+        Ok(Replica {
+            member: m.member,
+            id,
+            dir: m.dir.clone(),
+        })
+    };
+    members.iter().map(replica).collect()
 }
 
 fn uuid(text: &str) -> anyhow::Result<Uuid> {
@@ -79,23 +165,32 @@ impl State {
 
     fn parse(text: &str) -> anyhow::Result<State> {
         let file: File = serde_json::from_str(text)?;
-        if file.version != VERSION {
-            bail!("expected version {VERSION}, found {}", file.version);
-        }
+        let changed = file.change.is_some() || file.last_number.is_some();
+        let replicas = match file.version {
+            VERSION if !changed => first_replicas(&file.replicas)?,
+            VERSION_CHANGED if file.last_number.is_some() => changed_replicas(&file.members)?,
+            VERSION | VERSION_CHANGED => bail!("expected the last number given in version 2 only"),
+            found => bail!("expected version {VERSION} or {VERSION_CHANGED}, found {found}"),
+        };
         ensure!(
-            (1..=MEMBERS_MAX).contains(&file.replicas.len()),
+            (1..=MEMBERS_MAX).contains(&replicas.len()),
             "expected 1 to {MEMBERS_MAX} replicas, found {}",
-            file.replicas.len()
+            replicas.len()
         );
+        let has = |member| replicas.iter().any(|r| r.member == member);
+        if let Some(change) = file.change {
+            ensure!(
+                has(change.old) && has(change.new) && change.old != change.new,
+                "expected two of the replicas in the change, found {change:?}"
+            );
+        }
         Ok(State {
             name: file.name,
             volume: uuid(&file.volume)?,
             size_bytes: file.size_bytes,
-            replicas: file
-                .replicas
-                .iter()
-                .map(|text| uuid(text))
-                .collect::<Result<_, _>>()?,
+            replicas,
+            change: file.change,
+            last_number: file.last_number,
             formatted: file.formatted,
             attach_epoch: file.attach_epoch,
             engine: file.engine.as_deref().map(uuid).transpose()?,
@@ -105,12 +200,22 @@ impl State {
     }
 
     fn to_text(&self) -> anyhow::Result<String> {
+        let first = !self.was_changed();
+        let members = self.replicas.iter().map(|r| FileMember {
+            member: r.member,
+            id: r.id.to_string(),
+            dir: r.dir.clone(),
+        });
+        let ids = self.replicas.iter().map(|r| r.id.to_string());
         let file = File {
-            version: VERSION,
+            version: if first { VERSION } else { VERSION_CHANGED },
             name: self.name.clone(),
             volume: self.volume.to_string(),
             size_bytes: self.size_bytes,
-            replicas: self.replicas.iter().map(Uuid::to_string).collect(),
+            replicas: ids.filter(|_| first).collect(),
+            members: members.filter(|_| !first).collect(),
+            change: self.change,
+            last_number: self.last_number,
             formatted: self.formatted,
             attach_epoch: self.attach_epoch,
             engine: self.engine.map(|engine| engine.to_string()),
@@ -128,6 +233,73 @@ impl State {
         let text = self.to_text()?;
         trilith_runtime::replace_file(&dir.join(layout::STATE), text.as_bytes(), 0o600)?;
         Ok(())
+    }
+
+    /// A replica was, or is being, replaced: only the replicas know the configuration.
+    pub(crate) fn was_changed(&self) -> bool {
+        self.last_number.is_some()
+    }
+
+    /// Replicas that the volume is to have.
+    pub(crate) fn count(&self) -> usize {
+        self.replicas.len() - usize::from(self.change.is_some())
+    }
+
+    /// A replica.
+    pub(crate) fn replica(&self, member: usize) -> Option<&Replica> {
+        self.replicas.iter().find(|r| r.member == member)
+    }
+
+    /// Numbers that no replica has, those first that had none for longest: who had one may come
+    /// back, and is better not taken for its successor.
+    pub(crate) fn free_numbers(&self) -> impl Iterator<Item = usize> + '_ {
+        let first = self.last_number.map_or(self.replicas.len(), |n| n + 1);
+        (first..first + MEMBERS_MAX)
+            .map(|number| number % MEMBERS_MAX)
+            .filter(|member| self.replica(*member).is_none())
+    }
+
+    /// The state in which `new` is on its way to replace replica `old`.
+    ///
+    /// # Errors
+    /// When that cannot be.
+    pub(crate) fn replacing(&self, old: usize, new: Replica) -> anyhow::Result<State> {
+        if let Some(change) = self.change {
+            bail!(
+                "replica {} is being replaced by replica {}: expected that to end first, or --give-up",
+                change.old,
+                change.new
+            );
+        }
+        if self.replica(old).is_none() {
+            let numbers: Vec<usize> = self.replicas.iter().map(|r| r.member).collect();
+            bail!("expected one of the replicas {numbers:?}, found {old}");
+        }
+        ensure!(
+            self.replica(new.member).is_none() && new.member < MEMBERS_MAX,
+            "the number {} is taken",
+            new.member
+        );
+        let mut next = self.clone();
+        let change = Change {
+            old,
+            new: new.member,
+        };
+        next.change = Some(change);
+        next.last_number = Some(new.member);
+        next.replicas.push(new);
+        next.replicas.sort_by_key(|r| r.member);
+        Ok(next)
+    }
+
+    /// The state after the replacement: without the old replica, or, given up, without the new one.
+    pub(crate) fn settled(&self, given_up: bool) -> State {
+        let mut next = self.clone();
+        if let Some(change) = next.change.take() {
+            let gone = if given_up { change.new } else { change.old };
+            next.replicas.retain(|r| r.member != gone);
+        }
+        next
     }
 
     /// Prepares the next engine in boot `boot`: a fresh attach epoch for `engine`, and the engine
@@ -153,12 +325,22 @@ impl State {
 mod tests {
     use super::*;
 
+    fn replica(member: usize, id: u8) -> Replica {
+        Replica {
+            member,
+            id: Uuid([id; 16]),
+            dir: None,
+        }
+    }
+
     fn state() -> State {
         State {
             name: "vol".into(),
             volume: Uuid([1; 16]),
             size_bytes: 1 << 30,
-            replicas: vec![Uuid([2; 16]), Uuid([3; 16]), Uuid([4; 16])],
+            replicas: (0..3).map(|m| replica(m, 2)).collect(),
+            change: None,
+            last_number: None,
             formatted: true,
             attach_epoch: 7,
             engine: Some(Uuid([5; 16])),
@@ -190,7 +372,7 @@ mod tests {
         let text = state().to_text().unwrap();
         assert!(State::parse(&text).is_ok());
         for (from, to) in [
-            ("\"version\": 1", "\"version\": 2"),
+            ("\"version\": 1", "\"version\": 3"),
             ("\"name\"", "\"nom\": 1, \"name\""),
             ("01010101", "xx010101"),
             ("\"attach_epoch\": 7", "\"attach_epoch\": -7"),
@@ -203,6 +385,53 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(layout::STATE), b"\xff\xfe").unwrap();
         assert!(State::read(dir.path()).is_err());
+    }
+
+    #[test]
+    fn a_replacement_comes_back_from_its_file_and_ends_either_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let new = Replica {
+            dir: Some("/other/place".into()),
+            ..replica(3, 9)
+        };
+        let changing = state().replacing(1, new).unwrap();
+        let ended = changing.settled(false);
+        let given_up = changing.settled(true);
+        assert_eq!(given_up.replicas, state().replicas);
+        for state in [&changing, &ended, &given_up] {
+            state.write(dir.path()).unwrap();
+            assert_eq!(State::read(dir.path()).unwrap().as_ref(), Some(state));
+            assert_eq!(state.count(), 3);
+        }
+        let numbers = |s: &State| s.replicas.iter().map(|r| r.member).collect::<Vec<_>>();
+        assert_eq!(numbers(&changing), [0, 1, 2, 3]);
+        assert_eq!(numbers(&ended), [0, 2, 3]);
+        for state in [&changing, &ended, &given_up] {
+            assert!(state.was_changed(), "the replicas know more");
+            assert_eq!(state.free_numbers().next(), Some(4), "not one used before");
+        }
+        assert_eq!(state().free_numbers().collect::<Vec<_>>(), [3, 4, 5, 6]);
+        assert_eq!(ended.free_numbers().collect::<Vec<_>>(), [4, 5, 6, 1]);
+        assert!(!state().was_changed());
+        assert_eq!(
+            ended.replica(3).unwrap().directory(),
+            Path::new("/other/place")
+        );
+    }
+
+    #[test]
+    fn only_one_known_replica_is_replaced_at_a_time() {
+        let wrong =
+            |s: &State, old, new| s.replacing(old, replica(new, 9)).unwrap_err().to_string();
+        let changing = state().replacing(1, replica(3, 9)).unwrap();
+        assert!(wrong(&changing, 0, 4).contains("replica 1 is being replaced by replica 3"));
+        assert!(wrong(&state(), 5, 3).contains("expected one of the replicas [0, 1, 2], found 5"));
+        assert!(wrong(&state(), 1, 2).contains("the number 2 is taken"));
+        let text = changing
+            .to_text()
+            .unwrap()
+            .replacen("\"old\": 1", "\"old\": 6", 1);
+        assert!(State::parse(&text).is_err());
     }
 
     #[test]

@@ -64,6 +64,24 @@ struct Child {
     pause: Duration,
     ever_ready: bool,
     restarts: u64,
+    /// It has no place any more: it is stopped and stays so.
+    retired: bool,
+    /// Another replica has got its number, and is started once it has ended.
+    succeeded: bool,
+}
+
+impl Child {
+    fn due(now: Monotonic, id: ChildId) -> Child {
+        Child {
+            id,
+            state: State::Due(now),
+            pause: RESTART_PAUSE_MIN,
+            ever_ready: false,
+            restarts: 0,
+            retired: false,
+            succeeded: false,
+        }
+    }
 }
 
 /// The machine.
@@ -75,17 +93,12 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Supervises `replicas` replicas and an engine, all due now.
-    pub(crate) fn new(now: Monotonic, replicas: usize) -> Supervisor {
-        let ids = (0..replicas).map(ChildId::Replica).chain([ChildId::Engine]);
-        let children = ids
-            .map(|id| Child {
-                id,
-                state: State::Due(now),
-                pause: RESTART_PAUSE_MIN,
-                ever_ready: false,
-                restarts: 0,
-            })
+    /// Supervises these replicas and an engine, all due now.
+    pub(crate) fn new(now: Monotonic, replicas: impl IntoIterator<Item = usize>) -> Supervisor {
+        let replicas = replicas.into_iter().map(ChildId::Replica);
+        let children = replicas
+            .chain([ChildId::Engine])
+            .map(|id| Child::due(now, id))
             .collect();
         Supervisor {
             children,
@@ -123,6 +136,12 @@ impl Supervisor {
         let hopeless = exit == Exit::Setup && !child.ever_ready;
         if stopping {
             child.state = State::Over;
+        } else if child.retired {
+            if child.succeeded {
+                *child = Child::due(now, id);
+            } else {
+                child.state = State::Over;
+            }
         } else if id == ChildId::Engine && exit == Exit::Fenced {
             // M11: not started again. The replicas go on: the engine that took over needs them.
             child.state = State::Over;
@@ -134,6 +153,24 @@ impl Supervisor {
             child.state = State::Due(now.after(child.pause));
             child.pause = (child.pause * 2).min(RESTART_PAUSE_MAX);
             child.restarts += 1;
+        }
+    }
+
+    /// One more replica, due now. Its number may be that of one that was retired.
+    pub(crate) fn add(&mut self, now: Monotonic, member: usize) {
+        let id = ChildId::Replica(member);
+        self.children
+            .retain(|c| c.id != id || c.state != State::Over);
+        match self.child(id) {
+            Some(child) => child.succeeded = child.retired,
+            None => self.children.insert(0, Child::due(now, id)),
+        }
+    }
+
+    /// A replica has no place any more: it is asked to stop and not started again.
+    pub(crate) fn retire(&mut self, member: usize) {
+        if let Some(child) = self.child(ChildId::Replica(member)) {
+            child.retired = true;
         }
     }
 
@@ -165,9 +202,27 @@ impl Supervisor {
 
     fn start_due(&mut self, now: Monotonic, out: &mut Vec<Do>) {
         for child in &mut self.children {
-            if matches!(child.state, State::Due(at) if at <= now) {
-                child.state = State::Starting;
-                out.push(Do::Start(child.id));
+            if child.retired && matches!(child.state, State::Due(_)) {
+                if !child.succeeded {
+                    child.state = State::Over;
+                    continue;
+                }
+                *child = Child::due(now, child.id);
+            }
+            match child.state {
+                State::Due(at) if at <= now => {
+                    child.state = State::Starting;
+                    out.push(Do::Start(child.id));
+                }
+                State::Running(_) if child.retired => {
+                    child.state = State::Stopping(now.after(STOP_TIME_MAX));
+                    out.push(Do::Stop(child.id));
+                }
+                State::Stopping(until) if until <= now => {
+                    child.state = State::Killed;
+                    out.push(Do::Kill(child.id));
+                }
+                _ => {}
             }
         }
     }
@@ -230,7 +285,7 @@ mod tests {
 
     /// One replica and the engine, both running since time 0.
     fn running() -> Supervisor {
-        let mut supervisor = Supervisor::new(at(0), 1);
+        let mut supervisor = Supervisor::new(at(0), [0]);
         let first = settle(&mut supervisor, 0);
         assert_eq!(
             first,
@@ -291,7 +346,7 @@ mod tests {
 
     #[test]
     fn engine_that_never_listened_and_cannot_be_set_up_ends_everything() {
-        let mut supervisor = Supervisor::new(at(0), 1);
+        let mut supervisor = Supervisor::new(at(0), [0]);
         assert_eq!(settle(&mut supervisor, 0).len(), 2);
         supervisor.started(at(0), ChildId::Engine);
         supervisor.started(at(0), ChildId::Replica(0));
@@ -320,6 +375,38 @@ mod tests {
         );
         supervisor.ended(at(20_012), ChildId::Replica(0), Exit::Done);
         assert_eq!(settle(&mut supervisor, 20_012), [Do::Leave(Exit::Done)]);
+    }
+
+    #[test]
+    fn a_retired_replica_is_stopped_for_good_and_its_number_may_be_used_again() {
+        let mut supervisor = running();
+        supervisor.add(at(5), 3);
+        let new = ChildId::Replica(3);
+        assert_eq!(settle(&mut supervisor, 5), [Do::Start(new)]);
+        supervisor.started(at(5), new);
+        let old = ChildId::Replica(0);
+        supervisor.retire(0);
+        assert_eq!(settle(&mut supervisor, 6), [Do::Stop(old)]);
+        assert_eq!(settle(&mut supervisor, 20_006), [Do::Kill(old)]);
+        supervisor.ended(at(20_007), old, Exit::Failed);
+        assert_eq!(settle(&mut supervisor, 90_000), []);
+        assert_eq!(supervisor.deadline(), None);
+        supervisor.add(at(90_001), 0);
+        assert_eq!(settle(&mut supervisor, 90_001), [Do::Start(old)]);
+    }
+
+    #[test]
+    fn number_of_a_retired_replica_that_still_stops_is_started_again_after_it() {
+        let mut supervisor = running();
+        let id = ChildId::Replica(0);
+        supervisor.retire(0);
+        supervisor.add(at(5), 0);
+        assert_eq!(settle(&mut supervisor, 5), [Do::Stop(id)]);
+        supervisor.ended(at(9), id, Exit::Done);
+        assert_eq!(settle(&mut supervisor, 9), [Do::Start(id)]);
+        supervisor.started(at(9), id);
+        supervisor.ended(at(10), id, Exit::Failed);
+        assert_eq!(settle(&mut supervisor, 90_000), [Do::Start(id)]);
     }
 
     #[test]

@@ -63,6 +63,12 @@ impl Lanes {
         }
     }
 
+    /// From now on the first `majority` replicas are enough. `usize::MAX` when that cannot be said
+    /// of any number, as while one is replaced: then nothing waits.
+    pub(crate) fn set_majority(&mut self, majority: usize) {
+        self.majority = majority;
+    }
+
     /// A frame with this head was queued for `conn`.
     pub(crate) fn sent(&mut self, now: Monotonic, conn: ConnId, head: &[u8]) -> Verdict {
         let is_entry = trilith_wire::kind_of(head) == Some(Kind::Append);
@@ -172,6 +178,21 @@ mod tests {
         lanes.completed();
         assert_eq!(due(&mut lanes, now), [3]);
         assert!(due(&mut lanes, now).is_empty() && lanes.deadline().is_none());
+        assert_eq!(entry(&mut lanes, now), [false, false, true]);
+    }
+
+    #[test]
+    fn nothing_waits_while_no_number_of_replicas_is_enough() {
+        let mut lanes = Lanes::new(2);
+        let now = Monotonic(1_000_000_000);
+        assert_eq!(entry(&mut lanes, now), [false, false, true]);
+        lanes.set_majority(usize::MAX);
+        lanes.completed();
+        assert_eq!(due(&mut lanes, now), [3], "what waited before is not left");
+        assert_eq!(entry(&mut lanes, now), [false, false, false]);
+        lanes.completed();
+        assert!(due(&mut lanes, now).is_empty());
+        lanes.set_majority(2);
         assert_eq!(entry(&mut lanes, now), [false, false, true]);
     }
 

@@ -6,6 +6,7 @@ pub(crate) mod iscsi;
 mod keeper;
 mod lanes;
 mod order;
+mod replace;
 mod report;
 pub(crate) mod ublk;
 mod wiring;
@@ -16,6 +17,7 @@ use crate::host::process;
 use anyhow::{Context, bail, ensure};
 use frontends::{Frontend, Frontends, Server};
 use keeper::Keeper;
+pub(crate) use replace::TARGET as REPLACE_TARGET;
 use std::os::fd::OwnedFd;
 use trilith_block::{Capabilities, MemberId, MemberSet, Uuid, VolumeInfo};
 use trilith_engine::{Engine, EngineConfig};
@@ -25,8 +27,7 @@ use trilith_runtime::{Address, Io};
 use ublk::UblkFrontend;
 use wiring::{EngineHost, Members, Parts};
 
-/// Generation of a volume's configuration: that which its replicas were formatted with, since none
-/// can be changed yet.
+/// Generation of the configuration that a volume is made with.
 const CONFIGURATION: u64 = 1;
 
 /// Flags of an engine, checked.
@@ -100,7 +101,7 @@ fn check(args: &EngineArgs) -> anyhow::Result<Config> {
         }
         members.set(member, address.clone());
     }
-    if set != MemberSet::first(set.count()) {
+    if !args.ask_for_voters && set != MemberSet::first(set.count()) {
         bail!("expected members 0 to {}, found {set:?}", set.count() - 1);
     }
     let engine = match args.engine {
@@ -109,7 +110,15 @@ fn check(args: &EngineArgs) -> anyhow::Result<Config> {
     };
     let secret = process::secret(&args.secret_file)?;
     let mut config = EngineConfig::new(engine, args.volume, secret, set, process::entropy()?);
-    config.cfg_gen = CONFIGURATION;
+    // Nothing is known: the replicas tell.
+    config.cfg_gen = if args.ask_for_voters {
+        0
+    } else {
+        CONFIGURATION
+    };
+    for (number, id) in &args.replica_ids {
+        config.identities[*number] = *id;
+    }
     config.supersedes = args.supersedes.unwrap_or(Uuid::NONE);
     config.local = local;
     config.capacity_bytes = args.size;

@@ -72,7 +72,7 @@ fn refused(reason: Reason) -> &'static str {
         Reason::Protocol => "they have no protocol version in common",
         Reason::Config => "the engine's configuration is older than the replica's",
         Reason::Mismatch => {
-            "its number, its list of replicas or its size is not what the engine expects"
+            "its number, its identity, its list of replicas or its size is not what the engine expects"
         }
         Reason::Malformed => "it did not understand the engine",
         Reason::AttachEpoch => "another engine has taken over",
@@ -279,6 +279,7 @@ impl EngineHost {
             requests_waiting: count(status.waiting),
             entries: count(status.entries),
             rebuild_bytes: status.counters.rebuild_bytes,
+            change: self.change_report(io),
             members: status
                 .members
                 .iter()

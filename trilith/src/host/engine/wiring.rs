@@ -19,7 +19,7 @@ use trilith_block::limits::MEMBERS_MAX;
 use trilith_block::request::Target;
 use trilith_block::{
     Buffers, Completion, ConnId, ErrorKind, FrontendAction, FrontendEvent, Machine, MemberId,
-    Monotonic, Request, Stream, StreamEvent, Want,
+    MemberSet, Monotonic, Request, Stream, StreamEvent, Want,
 };
 use trilith_engine::{Action, Engine, Event, ExitReason, Mode, Operator, Waiting};
 use trilith_frontend_ublk::{News as DeviceNews, Next, UblkEvent, carry_out};
@@ -90,6 +90,10 @@ pub(crate) struct EngineHost {
     slow: Vec<ConnId>,
     told_mode: Option<Mode>,
     told_loss: Option<u32>,
+    /// What was told of the members last.
+    pub(super) told_members: Option<(u32, bool)>,
+    /// A replacement that the supervisor wants.
+    pub(super) replacement: Option<(MemberId, MemberId)>,
     stopping: bool,
     ending: Option<Ending>,
 }
@@ -119,6 +123,8 @@ impl EngineHost {
             slow: Vec::new(),
             told_mode: None,
             told_loss: None,
+            told_members: None,
+            replacement: None,
             stopping: false,
             ending: None,
         }
@@ -413,13 +419,20 @@ impl EngineHost {
         clients || ublk.is_some_and(super::ublk::UblkFrontend::is_leaving)
     }
 
-    fn operator(&mut self, io: &mut Io, operator: Operator) {
+    /// Which replicas decide, when that is a majority of these; else entries wait for nobody.
+    pub(super) fn wait_for(&mut self, voters: Option<MemberSet>) {
+        let majority = voters.map_or(usize::MAX, |voters| voters.count() / 2 + 1);
+        self.lanes.set_majority(majority);
+    }
+
+    pub(super) fn operator(&mut self, io: &mut Io, operator: Operator) {
         self.engine(io, Event::Operator(operator));
         self.pump(io);
     }
 
     /// Tells the supervisor, and the log, what has changed.
-    fn tell_changes(&mut self) {
+    fn tell_changes(&mut self, io: &mut Io) {
+        self.tend_replacement(io);
         let mode = self.parts.engine.mode();
         if self.told_mode != Some(mode) {
             self.told_mode = Some(mode);
@@ -470,6 +483,10 @@ impl EngineHost {
                 }
                 self.operator(io, Operator::StepDown);
                 Answer::text(Status::Ok, "engine steps down")
+            }
+            (Method::Post, "/volume/keep-replica") => self.keep_replica(io),
+            (Method::Post, target) if target.starts_with(super::replace::TARGET) => {
+                self.ask_to_replace(io, target)
             }
             (Method::Post, "/ublk/recover") => self.recover_device(),
             (
@@ -609,7 +626,7 @@ impl Handler for EngineHost {
             io.close(conn, false);
         }
         self.look_after_device(io, now);
-        self.tell_changes();
+        self.tell_changes(io);
         if let Some(ending) = self.ending
             && (!self.is_awaited() || ending.until <= now)
         {
@@ -661,6 +678,12 @@ impl Handler for EngineHost {
                 self.pump(io);
             }
             Ok(Command::Stop) => self.stop(io),
+            Ok(Command::Replace {
+                old,
+                new,
+                id,
+                address,
+            }) => self.want_replacement(old, new, id, &address),
             Err(_) => {}
         }
     }

@@ -29,6 +29,8 @@ pub(crate) struct New {
     pub(crate) capacity: u64,
     /// It takes the place of a lost replica of a volume that exists.
     pub(crate) replacement: bool,
+    /// It replaces another one in a volume that is served: who votes when it has its place.
+    pub(crate) newcomer: Option<MemberSet>,
 }
 
 /// True when a complete store was made in the directory once.
@@ -114,7 +116,7 @@ impl Params {
 
 fn params(new: &New, device: bool) -> anyhow::Result<Params> {
     let member = MemberId::new(new.member)
-        .filter(|member| member.index() < new.replicas)
+        .filter(|member| new.newcomer.is_some() || member.index() < new.replicas)
         .with_context(|| {
             format!(
                 "expected a member below {}, found {}",
@@ -125,9 +127,11 @@ fn params(new: &New, device: bool) -> anyhow::Result<Params> {
         volume: new.volume,
         replica: new.replica,
         member,
-        voters: MemberSet::first(new.replicas),
-        newcomer: false,
-        iss: if new.replacement {
+        voters: new
+            .newcomer
+            .unwrap_or_else(|| MemberSet::first(new.replicas)),
+        newcomer: new.newcomer.is_some(),
+        iss: if new.replacement || new.newcomer.is_some() {
             MemberSet::EMPTY
         } else {
             MemberSet::first(new.replicas)

@@ -374,7 +374,7 @@ impl Handler for ReplicaHost {
         if let Ok(command) = message.downcast::<Command>() {
             match *command {
                 Command::Stop => self.stop(io),
-                Command::Grant(_) => {}
+                Command::Grant(_) | Command::Replace { .. } => {}
             }
         }
     }
