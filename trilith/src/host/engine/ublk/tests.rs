@@ -46,6 +46,7 @@ impl Rig {
         let config = LoopConfig {
             backend: Backend::Plain,
             arena,
+            ..LoopConfig::default()
         };
         let orders = Orders::default();
         let device = Box::new(Fake(orders.clone()));
