@@ -20,8 +20,6 @@ const BY_TESTS: &[(&str, &str, &str)] = &[
     ("room_not_reserved", "trilith-engine", "tests::serve"),
     ("requests_after_loss", "trilith-engine", "tests::elect"),
     ("flush_not_asked_again", "trilith-engine", "tests::members"),
-    ("lease_not_waited_for", "trilith-engine", "tests::elect"),
-    ("stale_lease_read", "trilith-engine", "tests::members"),
     ("lease_forgotten", "trilith-replica", "tests::votes"),
     ("resend_overtakes", "trilith-replica", "a_failed_entry"),
     ("evicted_above_tidx", "trilith-replica", "without_tidx"),

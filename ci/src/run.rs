@@ -73,6 +73,9 @@ pub(crate) fn tracked() -> Result<Vec<String>> {
 /// First of the fixed seeds.
 const SEEDS_FROM: u64 = 1_000_000;
 
+/// Fixed seeds that together must reach every coverage mark that is not seldom.
+const SEEDS_FOR_MARKS: u64 = 1000;
+
 /// The simulator: always the same seeds, or seeds derived from the commit, so that a run can be
 /// repeated.
 pub(crate) fn sim(seeds: u64, fresh: bool) -> Result<()> {
@@ -83,8 +86,8 @@ pub(crate) fn sim(seeds: u64, fresh: bool) -> Result<()> {
             .context("read the commit's hash as a number")?;
     }
     say(&format!("simulating seeds {from} to {}", from + seeds - 1));
-    let (seeds, from) = (seeds.to_string(), from.to_string());
-    let args = [
+    let (count, from) = (seeds.to_string(), from.to_string());
+    let mut args = vec![
         "run",
         "--quiet",
         "--profile",
@@ -95,12 +98,16 @@ pub(crate) fn sim(seeds: u64, fresh: bool) -> Result<()> {
         "proof",
         "--",
         "--seeds",
-        &seeds,
+        &count,
         "--from",
         &from,
         "--jobs",
         "2",
     ];
+    // Fewer seeds, or others, may well miss one.
+    if !fresh && seeds >= SEEDS_FOR_MARKS {
+        args.push("--marks");
+    }
     cargo(&args)
 }
 

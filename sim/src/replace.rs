@@ -2,11 +2,12 @@
 //! keeps the old one, starts an empty one and asks again until the volume has changed over.
 
 use crate::check::configs::decides;
-use crate::cluster::Cluster;
-use crate::config::{Config, Replacement};
+use crate::cluster::{Cluster, Event};
+use crate::config::{Config, EXTRAS_FROM, Replacement};
 use crate::network::Host;
-use crate::world::MILLIS;
-use trilith_block::{MemberId, MemberSet};
+use crate::supervisor::Undo;
+use crate::world::{MICROS, MILLIS, Nanos, SECONDS};
+use trilith_block::{MemberId, MemberSet, Membership};
 use trilith_engine::Operator;
 
 fn member(index: usize) -> MemberId {
@@ -71,6 +72,38 @@ impl Cluster {
                 .tell(now, || format!("operator: replace {old} by {new}"));
             self.ask(Operator::Replace { old, new });
         }
+    }
+
+    /// A step of a change is short: so that something happens in it, the engine often loses the
+    /// newcomer and, in the joint step, another member that stays, while clients are busy.
+    pub fn disturb_change(&mut self, engine: Host, config: Membership) {
+        let late = self.config.safety <= self.world.now();
+        if config.is_simple() || late || self.config.seed < EXTRAS_FROM {
+            return;
+        }
+        let span = self.entropy.skewed(MILLIS, 2 * SECONDS);
+        if self.entropy.chance(1, 2) {
+            let staying: Vec<MemberId> = config.voters.minus(config.leaving()).iter().collect();
+            self.lose_for(engine, newcomer(&self.config), span);
+            if config.joint && !staying.is_empty() {
+                let which = self.entropy.index(staying.len());
+                self.lose_for(engine, staying[which], span);
+            }
+        }
+        for client in 0..self.config.mix.clients {
+            for _ in 0..4 {
+                let at = self.entropy.skewed(MICROS, span);
+                self.world.after(at, Event::Client(client));
+            }
+        }
+    }
+
+    fn lose_for(&mut self, engine: Host, lost: MemberId, span: Nanos) {
+        let host = self.config.host_of(lost.index());
+        self.network.set_cut(engine, host, true);
+        self.network.set_cut(host, engine, true);
+        let undo = Undo::Mend(engine, host, true);
+        self.world.after(span, Event::Undo(undo));
     }
 
     /// The volume has changed over, or was never to.

@@ -5,7 +5,7 @@
 use crate::check::store::Watch;
 use crate::check::volume::{Action, History};
 use crate::cluster::{Cluster, Event};
-use crate::config::{Config, ENGINE_HOSTS, EXTRAS_FROM};
+use crate::config::{Config, ENGINE_HOSTS, EXTRAS_FROM, Fault};
 use crate::disk::{Cut, Disk, File};
 use crate::entropy::Entropy;
 use crate::limits::EVENTS_MAX;
@@ -217,7 +217,10 @@ impl Cluster {
         for index in 0..self.config.plan.len() {
             let at = self.config.plan[index].0;
             self.world.at(at, Event::Fault(index));
-            self.burst_before(at);
+            // What is in flight at an engine that is cut off is not read there any more.
+            if !matches!(self.config.plan[index].1, Fault::Split { .. }) {
+                self.burst_before(at);
+            }
         }
         self.world.after(SECONDS / 2, Event::Supervise);
         if let Some(replacement) = self.config.replacement {

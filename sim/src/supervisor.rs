@@ -410,7 +410,9 @@ impl Cluster {
             if let Some(why) = broken {
                 return self.fail(why);
             }
+            self.disturb_change(host, in_force);
         }
+        let Some(engine) = node.engine() else { return };
         if engine.turns % 16 == 1 {
             let status = engine.machine.status(clock);
             let (term, uuid) = (status.term.0, engine.uuid);
@@ -611,7 +613,7 @@ impl Cluster {
                 }
             }
             Fault::Reset { a, b } => self.break_lines(a, b),
-            Fault::TakeOver { kill } => self.take_over(index, kill),
+            Fault::TakeOver { kill } => self.take_over(index, kill, 0),
             Fault::Split { host, span, forget } => self.split(index, host, span, forget),
             Fault::AllFull { span } => {
                 for host in 0..self.config.replicas {
@@ -721,7 +723,8 @@ impl Cluster {
         }
     }
 
-    fn take_over(&mut self, index: usize, kill: bool) {
+    /// Another engine takes over. Clients move to it one by one; every second one not before `stay`.
+    fn take_over(&mut self, index: usize, kill: bool, stay: Nanos) {
         let now = self.world.now();
         if now < self.supervisor.granted_until {
             self.supervisor.take_over_waits = true;
@@ -745,7 +748,10 @@ impl Cluster {
         self.schedule_engine(new, 0, false);
         self.supervisor.active = new;
         for client in 0..self.config.mix.clients {
-            let delay = self.entropy.skewed(MILLIS, 5 * SECONDS);
+            let mut delay = self.entropy.skewed(MILLIS, 5 * SECONDS);
+            if client % 2 == 1 {
+                delay = delay.max(stay);
+            }
             self.world.after(delay, Event::Attach(client));
         }
     }
@@ -767,12 +773,12 @@ impl Cluster {
                 }
             }
         }
-        self.take_over(index, false);
+        self.take_over(index, false, span);
         // Clients of both engines are busy while the old lease may still run.
         let lease = u64::try_from(self.config.timing.lease.as_nanos()).unwrap_or(0);
         for client in 0..self.config.mix.clients {
             for _ in 0..8 {
-                let at = self.entropy.below(2 * lease);
+                let at = self.entropy.below(span.max(2 * lease));
                 self.world.after(at, Event::Client(client));
             }
         }

@@ -3,6 +3,7 @@
 
 use crate::check::volume::{Action, stamp};
 use crate::cluster::{Cluster, Event};
+use crate::config::EXTRAS_FROM;
 use crate::entropy::Entropy;
 use crate::nbd::{Answer, Nbd};
 use crate::network::Host;
@@ -207,7 +208,7 @@ impl Cluster {
                 return;
             }
             None if self.workload.issued >= self.config.mix.requests_max => return,
-            None => self.workload.draw(&self.config),
+            None => self.draw_wish(host),
         };
         if !self.ask_for(client, host, wish) {
             if duty.is_some() {
@@ -215,6 +216,18 @@ impl Cluster {
             }
             self.world.after(soon, Event::Client(client));
         }
+    }
+
+    /// What a client wants. At an engine that was replaced it mostly reads: a write would only hang
+    /// there, and what matters is what such an engine lets its clients read.
+    fn draw_wish(&mut self, host: Host) -> Wish {
+        let mut wish = self.workload.draw(&self.config);
+        let old = host != self.supervisor.active && self.config.seed >= EXTRAS_FROM;
+        if old && wish.op == Op::Write {
+            wish.op = Op::Read;
+            wish.fua = false;
+        }
+        wish
     }
 
     /// False: no memory for it now.
