@@ -33,6 +33,7 @@ pub mod limits;
 mod messages;
 mod mode;
 mod ops;
+pub mod order;
 mod peer;
 mod read;
 pub mod rebuild;

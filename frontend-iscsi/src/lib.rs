@@ -8,7 +8,7 @@
 //! to its abort; every buffer is owned by exactly one place (a receive, the engine, a part of a
 //! task); COMPARE AND WRITE and ORWRITE are atomic among all initiators of this target (each part
 //! of at most 1 MiB for ORWRITE), and against other frontends of the volume when the wiring obeys
-//! [`IscsiTarget::holds`].
+//! [`IscsiTarget::is_exclusive`].
 //!
 //! Limits: [`limits`]. At them commands lie outside the CmdSN window, connections are not read,
 //! tasks wait for memory, or connections are refused. Initiators cannot size an allocation; before

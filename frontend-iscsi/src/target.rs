@@ -14,12 +14,13 @@ use crate::pool::Pool;
 use crate::sanitize::Sanitize;
 use crate::scsi::disk::Disk;
 use crate::scsi::reserve::Reservations;
+use crate::tag::TagParts;
 use crate::task::Task;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use trilith_block::{
-    Actions, Buffers, ByteRange, ConnId, FrontendAction, FrontendEvent, Machine, Monotonic, Stream,
-    StreamEvent, Want,
+    Actions, Buffers, ConnId, FrontendAction, FrontendEvent, Machine, Monotonic, Stream,
+    StreamEvent, Tag, Want,
 };
 
 /// Actions of a frontend.
@@ -156,15 +157,18 @@ impl IscsiTarget {
         self.finish_keeping(number, ok, data, out);
     }
 
-    /// True when a command that reads, decides and then writes is under way in the range
-    /// (COMPARE AND WRITE, ORWRITE). No write of another frontend may come in between: the wiring
-    /// keeps those back until this is false, and has its read wait for those that came before.
-    pub fn holds(&self, range: ByteRange) -> bool {
-        self.exclusive.iter().any(|(t, p)| {
-            let part = &self.tasks[*t].parts[*p];
-            let (start, end) = (range.offset, range.offset.saturating_add(range.len));
-            part.target < end && start < part.target.saturating_add(part.len)
-        })
+    /// True when a request (by its tag, whose top 8 bits are ignored) is of a command that reads,
+    /// decides and then writes (COMPARE AND WRITE, ORWRITE) and is under way: from the submission of
+    /// its read until it is done with. No write of another frontend may come in between: the wiring
+    /// keeps those back meanwhile, and has the read wait for those that came before.
+    pub fn is_exclusive(&self, tag: Tag) -> bool {
+        if self.exclusive.is_empty() {
+            return false;
+        }
+        let tag = TagParts::of(tag);
+        let task = self.tasks.get(tag.task);
+        task.is_some_and(|task| task.active && task.generation == tag.generation)
+            && self.exclusive.contains(&(tag.task, tag.part))
     }
 
     /// A slot for a new connection, if there may be one.

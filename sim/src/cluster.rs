@@ -58,6 +58,10 @@ pub enum Event {
     Undo(Undo),
     /// A client wakes up.
     Client(usize),
+    /// An iSCSI initiator (client) does something to a request (life, number).
+    Initiator(usize, u64, u64, crate::iscsi::Deed),
+    /// The target of an engine's life learns that a connection is gone.
+    HalfOpen(Host, u64, ConnId),
     /// A client moves to the active engine.
     Attach(usize),
     /// The operator looks at an engine that waits for the loss to be accepted.
@@ -103,6 +107,8 @@ pub struct Cluster {
     pub watcher: crate::check::state::Watcher,
     /// What the checkers know of each replica.
     pub watches: Vec<crate::check::store::Watch>,
+    /// Choices of iSCSI clients.
+    pub initiators: Entropy,
 }
 
 impl Cluster {
@@ -144,6 +150,10 @@ impl Cluster {
             Event::Fault(index) => self.strike(index),
             Event::Undo(undo) => self.undo(undo),
             Event::Client(client) => self.client_wakes(client),
+            Event::Initiator(client, life, number, deed) => {
+                self.initiator_acts(client, life, number, deed);
+            }
+            Event::HalfOpen(host, life, conn) => self.half_open_ends(host, life, conn),
             Event::Attach(client) => self.attach(client),
             Event::Accept(host, life) => self.accept_loss(host, life),
             Event::Supervise => self.supervise(),

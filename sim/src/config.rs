@@ -224,6 +224,8 @@ pub struct Config {
     pub grants: bool,
     /// Clients come through the NBD frontend.
     pub nbd: bool,
+    /// Every other client comes through the iSCSI target, the others through NBD.
+    pub iscsi: Option<crate::iscsi::IscsiMix>,
     /// Requests go through this many 4 KiB-blocks at most in one request.
     pub transfer_blocks_max: u64,
     /// What clients ask for before they draw anything.
@@ -354,10 +356,15 @@ impl Config {
             final_cut: entropy.chance(1, 2),
             grants: entropy.chance(1, 4),
             nbd: entropy.chance(1, 4),
+            iscsi: crate::iscsi::draw(seed),
             transfer_blocks_max: entropy.pick(&[4, 16, 64, 256]),
             script: Vec::new(),
             struck: Vec::new(),
         };
+        if config.iscsi.is_some() {
+            config.nbd = true;
+            config.mix.clients = config.mix.clients.max(2);
+        }
         if config.nbd {
             config.mix.weights[5] = 0; // Simple replies have no block status.
         }

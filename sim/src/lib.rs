@@ -28,6 +28,8 @@ pub mod entropy;
 pub mod fuzz;
 #[cfg(feature = "proof")]
 pub mod hunt;
+pub mod initiator;
+pub mod iscsi;
 pub mod limits;
 pub mod nbd;
 pub mod network;

@@ -3,6 +3,7 @@
 //! network does to streams is tested on the replicas' side.
 
 use crate::buffers::SimBuffers;
+use crate::iscsi::NBD;
 use crate::process::EngineProgram;
 use crate::workload::Wish;
 use std::collections::BTreeMap;
@@ -27,6 +28,8 @@ pub enum Answer {
     Data(Vec<u8>),
     /// Records of a block status.
     Extents(Vec<u8>),
+    /// Nothing was written: what is there differs from what was expected, first at this byte.
+    Differs(u64),
 }
 
 /// Number of a request, and its answer or the protocol's error code.
@@ -216,7 +219,9 @@ pub fn carry_out(
         worked = true;
         match *action {
             FrontendAction::Submit(request) => {
-                if !engine.refused.is_empty() {
+                if let Some(iscsi) = engine.iscsi.as_mut() {
+                    iscsi.submit(NBD, request);
+                } else if !engine.refused.is_empty() {
                     engine.refused.push_back(request);
                 } else if let Err(request) = engine.machine.submit(now, request, arena) {
                     engine.refused.push_back(request);

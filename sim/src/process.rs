@@ -101,6 +101,8 @@ pub struct EngineProgram {
     pub stopping: bool,
     /// The NBD frontend, when clients come through it and the volume is known.
     pub nbd: Option<Box<crate::nbd::Nbd>>,
+    /// The iSCSI target, likewise.
+    pub iscsi: Option<Box<crate::iscsi::Iscsi>>,
     /// Turns while active.
     pub turns: u64,
 }
@@ -245,6 +247,9 @@ impl Node {
                     nbd.settle(now, arena);
                     nbd.pump_all(now, arena);
                 }
+                if let Some(iscsi) = p.iscsi.as_mut() {
+                    iscsi.settle(now, arena);
+                }
             }
             Program::Replica(p) => p.machine.settle(now, arena, &mut p.out),
         }
@@ -255,7 +260,9 @@ impl Node {
         match &self.program {
             Program::Engine(p) => {
                 let nbd = p.nbd.as_ref().and_then(|nbd| nbd.deadline());
-                [p.machine.deadline(), nbd].into_iter().flatten().min()
+                let iscsi = p.iscsi.as_ref().and_then(|iscsi| iscsi.deadline());
+                let all = [p.machine.deadline(), nbd, iscsi];
+                all.into_iter().flatten().min()
             }
             Program::Replica(p) => p.machine.deadline(),
         }

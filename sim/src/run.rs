@@ -190,6 +190,7 @@ impl Cluster {
                 gone: Vec::new(),
             },
             watcher: crate::check::state::Watcher::default(),
+            initiators: Entropy::from_seed(config.seed).fork(8),
             entropy,
             watches: (0..config.hosts()).map(|_| Watch::default()).collect(),
             config,
@@ -464,6 +465,7 @@ impl Cluster {
                     len: 4096,
                     fua: block % 7 == 0,
                     no_hole: false,
+                    swap: false,
                 });
             }
             let flush = Wish {
@@ -472,6 +474,7 @@ impl Cluster {
                 len: 0,
                 fua: false,
                 no_hole: false,
+                swap: false,
             };
             duty.push_back(flush);
             duty.extend(reads_of(

@@ -120,6 +120,7 @@ fn wish(op: Op, block: u64, blocks: u64) -> Wish {
         len: blocks * 4096,
         fua: false,
         no_hole: false,
+        swap: false,
     }
 }
 
@@ -174,6 +175,7 @@ fn config(order: u64, faults: Vec<(u64, Fault)>) -> Config {
         final_cut: false,
         grants: false,
         nbd: false,
+        iscsi: None,
         transfer_blocks_max: 16,
         script: vec![
             wish(Op::Write, 1023, 2),

@@ -225,6 +225,7 @@ impl Cluster {
             refused: VecDeque::new(),
             stopping: false,
             nbd: None,
+            iscsi: None,
             turns: 0,
         };
         let arena = SimBuffers::new(self.config.engine_arena);
@@ -461,6 +462,7 @@ impl Cluster {
                 .is_some_and(|e| e.machine.mode() == Mode::Waiting(Waiting::LossAccepted));
         if waiting {
             self.restart_clients(host);
+            self.leave_clients_behind(&mut node, clock);
             if let Some((engine, arena)) = node.engine_and_arena() {
                 // I17: what the engine has not taken yet is of the old clients too.
                 for request in engine.refused.drain(..) {

@@ -29,6 +29,8 @@ pub struct Wish {
     pub fua: bool,
     /// Zeroes that keep the space.
     pub no_hole: bool,
+    /// A write that is one only if the range holds what is expected (COMPARE AND WRITE).
+    pub swap: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -63,8 +65,12 @@ pub struct Workload {
     pub quiet: bool,
     /// How often all clients were started anew.
     restarts: u64,
+    /// What each client knows of a place: offset and bytes.
+    known: Vec<Option<(u64, Vec<u8>)>>,
 }
 
+/// Most bytes of a place that a client remembers: a COMPARE AND WRITE has twice as many.
+const KNOWN_BYTES: usize = 4 * BLOCK as usize;
 const BLOCK: u64 = 4096;
 
 impl Workload {
@@ -92,6 +98,21 @@ impl Workload {
             strict: false,
             quiet: false,
             restarts: 0,
+            known: vec![None; config.mix.clients],
+        }
+    }
+
+    /// Where a request is worked on, if it is open at the process of this life.
+    pub fn host_of_request(&self, number: u64, life: u64) -> Option<Host> {
+        let open = self.open.get(&number).filter(|open| open.life == life)?;
+        Some(open.host)
+    }
+
+    /// A client learns what a range holds.
+    fn learn(&mut self, client: usize, offset: u64, bytes: &[u8]) {
+        let bytes = &bytes[..bytes.len().min(KNOWN_BYTES)];
+        if let Some(known) = self.known.get_mut(client) {
+            *known = Some((offset, bytes.to_vec()));
         }
     }
 
@@ -139,6 +160,7 @@ impl Workload {
                 len: 0,
                 fua: false,
                 no_hole: false,
+                swap: false,
             };
         }
         let place = self.places[entropy.index(self.places.len())];
@@ -167,6 +189,7 @@ impl Workload {
             len,
             fua,
             no_hole,
+            swap: false,
         }
     }
 }
@@ -208,7 +231,10 @@ impl Cluster {
                 return;
             }
             None if self.workload.issued >= self.config.mix.requests_max => return,
-            None => self.draw_wish(host),
+            None => {
+                let wish = self.draw_wish(host);
+                self.fit_wish(client, wish)
+            }
         };
         if !self.ask_for(client, host, wish) {
             if duty.is_some() {
@@ -230,8 +256,108 @@ impl Cluster {
         wish
     }
 
+    /// A client of the iSCSI target asks for whole blocks, and now and then for a COMPARE AND WRITE of
+    /// what it knows.
+    fn fit_wish(&mut self, client: usize, mut wish: Wish) -> Wish {
+        let Some(mix) = self.config.iscsi.filter(|_| client.is_multiple_of(2)) else {
+            return wish;
+        };
+        let block = mix.manners.block;
+        let end = (wish.offset + wish.len).next_multiple_of(block);
+        wish.offset -= wish.offset % block;
+        wish.len = end - wish.offset;
+        wish.fua &= wish.op == Op::Write;
+        if self.initiators.chance(mix.swaps, 256)
+            && let Some((offset, bytes)) = &self.workload.known[client]
+            && offset.is_multiple_of(block)
+            && (bytes.len() as u64).is_multiple_of(block)
+        {
+            let fua = wish.fua;
+            wish = Wish {
+                op: Op::Write,
+                offset: *offset,
+                len: bytes.len() as u64,
+                fua,
+                no_hole: false,
+                swap: true,
+            };
+        }
+        wish
+    }
+
+    /// What a COMPARE AND WRITE of a client compares with: mostly what it knows.
+    fn expected(&mut self, client: usize, wish: &Wish) -> Option<Vec<u8>> {
+        if !wish.swap {
+            return None;
+        }
+        let (_, bytes) = self.workload.known[client].clone()?;
+        if self.initiators.chance(1, 16) {
+            return Some(vec![0; bytes.len()]);
+        }
+        Some(bytes)
+    }
+
+    /// A client of the iSCSI target asks.
+    fn ask_by_iscsi(&mut self, client: usize, host: Host, wish: Wish) -> bool {
+        let clock = self.clock(host);
+        let expected = self.expected(client, &wish);
+        let Some(mut node) = self.hosts[host].node.take() else {
+            return false;
+        };
+        let number = match &expected {
+            Some(expected) => self.history.invoke_swap(wish.offset, wish.fua, expected),
+            None => {
+                let (action, fua) = (action_of(wish.op), wish.fua);
+                self.history.invoke(action, wish.offset, wish.len, fua)
+            }
+        };
+        let mut data = Vec::new();
+        if wish.op == Op::Write {
+            data.resize(wish.len as usize, 0);
+            stamp(number, wish.offset, &mut data);
+        }
+        self.opens(number, client, host, node.life, wish);
+        if let Some((engine, _)) = node.engine_and_arena() {
+            self.make_frontends(engine);
+        }
+        let what = (client, number);
+        self.ask_target(&mut node, clock, what, &wish, data, expected.as_deref());
+        self.request_turn(host, &mut node);
+        self.hosts[host].node = Some(node);
+        true
+    }
+
+    /// A request is open from now on.
+    fn opens(&mut self, number: u64, client: usize, host: Host, life: u64, wish: Wish) {
+        self.workload.issued += 1;
+        let cuts = self.supervisor.counts.power_cuts;
+        let open = Open {
+            client,
+            host,
+            life,
+            wish,
+            cuts,
+        };
+        self.workload.open.insert(number, open);
+        let now = self.world.now();
+        self.world.note(number);
+        self.story.detail(now, || {
+            format!(
+                "client {client} asks #{number} {:?}{} {}+{}{} of {host}",
+                wish.op,
+                if wish.swap { " swap" } else { "" },
+                wish.offset,
+                wish.len,
+                if wish.fua { " fua" } else { "" }
+            )
+        });
+    }
+
     /// False: no memory for it now.
     fn ask_for(&mut self, client: usize, host: Host, wish: Wish) -> bool {
+        if self.config.iscsi.is_some() && client.is_multiple_of(2) {
+            return self.ask_by_iscsi(client, host, wish);
+        }
         let clock = self.clock(host);
         let Some(mut node) = self.hosts[host].node.take() else {
             return false;
@@ -251,12 +377,7 @@ impl Cluster {
             | Op::Prefetch
             | Op::BlockStatus => None,
         };
-        let action = match wish.op {
-            Op::Write => Action::Write,
-            Op::Discard | Op::WriteZeroes => Action::Zero,
-            Op::Flush => Action::Flush,
-            Op::Read | Op::Prefetch | Op::BlockStatus => Action::Read,
-        };
+        let action = action_of(wish.op);
         let number = self.history.invoke(action, wish.offset, wish.len, wish.fua);
         if let Some(slice) = data {
             stamp(number, wish.offset, node.arena.bytes_mut(slice));
@@ -274,31 +395,10 @@ impl Cluster {
             flags,
             data,
         };
-        self.workload.issued += 1;
-        let cuts = self.supervisor.counts.power_cuts;
-        self.workload.open.insert(
-            number,
-            Open {
-                client,
-                host,
-                life: node.life,
-                wish,
-                cuts,
-            },
-        );
-        let now = self.world.now();
-        self.world.note(number);
-        self.story.detail(now, || {
-            format!(
-                "client {client} asks #{number} {:?} {}+{}{} of {host}",
-                wish.op,
-                wish.offset,
-                wish.len,
-                if wish.fua { " fua" } else { "" }
-            )
-        });
+        self.opens(number, client, host, node.life, wish);
         let by_nbd = self.config.nbd;
         if let Some((engine, arena)) = node.engine_and_arena() {
+            self.make_frontends(engine);
             if by_nbd {
                 let bytes = data.map_or(Vec::new(), |slice| arena.bytes(slice).to_vec());
                 if let Some(slice) = data {
@@ -348,7 +448,7 @@ impl Cluster {
                 answer.map_err(|code| format!("NBD error {code}")),
             );
         }
-        worked
+        self.target_turn(node, now) || worked
     }
 
     /// The engine has answered.
@@ -357,9 +457,8 @@ impl Cluster {
         let Some((engine, arena)) = node.engine_and_arena() else {
             return;
         };
-        if let Some(nbd) = engine.nbd.as_mut() {
-            nbd.completed(now, completion, arena);
-            return;
+        if engine.nbd.is_some() || engine.iscsi.is_some() {
+            return crate::iscsi::deliver(engine, now, completion, arena);
         }
         let answer = match completion.result {
             Ok(Outcome::Data(slice)) => {
@@ -382,7 +481,7 @@ impl Cluster {
     }
 
     /// A client has its answer.
-    fn answered(&mut self, life: u64, number: u64, answer: Result<Answer, String>) {
+    pub fn answered(&mut self, life: u64, number: u64, answer: Result<Answer, String>) {
         let now = self.world.now();
         self.story.detail(now, || {
             let text = match &answer {
@@ -390,6 +489,7 @@ impl Cluster {
                 Ok(Answer::Data(bytes) | Answer::Extents(bytes)) => {
                     format!("{} bytes", bytes.len())
                 }
+                Ok(Answer::Differs(at)) => format!("differs at {at}"),
                 Err(why) => why.clone(),
             };
             format!("life {life} answers #{number}: {text}")
@@ -418,6 +518,17 @@ impl Cluster {
     fn record(&mut self, number: u64, open: &Open, answer: Result<Answer, String>) {
         let wish = open.wish;
         let good = answer.is_ok();
+        match (&answer, wish.op) {
+            (Ok(Answer::Data(bytes)), Op::Read) => {
+                self.workload.learn(open.client, wish.offset, bytes);
+            }
+            (Ok(Answer::Done), Op::Write) if self.config.iscsi.is_some() => {
+                let mut bytes = vec![0; wish.len as usize];
+                stamp(number, wish.offset, &mut bytes);
+                self.workload.learn(open.client, wish.offset, &bytes);
+            }
+            _ => {}
+        }
         let broken = match (wish.op, answer) {
             (Op::Read, Ok(Answer::Data(bytes))) if bytes.len() as u64 == wish.len => self
                 .history
@@ -435,6 +546,10 @@ impl Cluster {
                 .err()
                 .map(|e| format!("{e:?}")),
             (Op::BlockStatus, Ok(Answer::Extents(bytes))) => check_extents(&bytes, wish.len),
+            (Op::Write, Ok(Answer::Differs(at))) if wish.swap => {
+                self.history.respond_differs(number, at);
+                None
+            }
             (_, Err(kind)) => {
                 self.workload.failed += 1;
                 self.workload
@@ -460,6 +575,9 @@ impl Cluster {
     fn check_copies(&mut self, number: u64, open: &Open) {
         let wish = open.wish;
         let entry = self.history.entries()[number as usize];
+        if entry.action == Action::Differs {
+            return;
+        }
         let blocks: Vec<u64> = match wish.op {
             Op::Write => (wish.offset.div_ceil(BLOCK)..(wish.offset + wish.len) / BLOCK).collect(),
             Op::Flush => self.history.written_blocks().into_iter().collect(),
@@ -559,6 +677,15 @@ impl Cluster {
     }
 }
 
+fn action_of(op: Op) -> Action {
+    match op {
+        Op::Write => Action::Write,
+        Op::Discard | Op::WriteZeroes => Action::Zero,
+        Op::Flush => Action::Flush,
+        Op::Read | Op::Prefetch | Op::BlockStatus => Action::Read,
+    }
+}
+
 fn check_extents(bytes: &[u8], len: u64) -> Option<String> {
     if bytes.is_empty() || !bytes.len().is_multiple_of(16) {
         return Some(format!("block status of {} bytes", bytes.len()));
@@ -590,6 +717,7 @@ pub fn reads_of(blocks: impl Iterator<Item = u64>, blocks_max: u64) -> VecDeque<
                 len: BLOCK,
                 fua: false,
                 no_hole: false,
+                swap: false,
             }),
         }
     }

@@ -1,6 +1,6 @@
 //! Is the history of one register linearizable? Two deciders: [`zones`] (Gibbons and Korach 1997,
 //! O(n log n)) when every value is written at most once, and [`search`] (depth first with memory)
-//! when zeroes were written several times.
+//! when zeroes were written several times or something was compared.
 //!
 //! A write without a response may take effect at any time after its invocation, or never. A read
 //! without a response says nothing and is left out by the caller.
@@ -19,6 +19,8 @@ pub enum Kind {
     Write,
     /// It found the value there.
     Read,
+    /// It found another value there.
+    Differs,
 }
 
 /// One operation on a register.
@@ -28,6 +30,8 @@ pub struct Operation {
     pub kind: Kind,
     /// With which value.
     pub value: Value,
+    /// A write that took effect only where this value was (COMPARE AND WRITE).
+    pub expects: Option<Value>,
     /// When it was asked for.
     pub invoked: Instant,
     /// When it was answered; `None` (writes only): never.
@@ -38,6 +42,15 @@ impl Operation {
     /// When it was answered; the end of time when it was not.
     pub fn end(&self) -> Instant {
         self.responded.unwrap_or(Instant::MAX)
+    }
+
+    /// The value that it certainly found there.
+    pub fn found(&self) -> Option<Value> {
+        match self.kind {
+            Kind::Read => Some(self.value),
+            Kind::Write => self.expects.filter(|_| self.responded.is_some()),
+            Kind::Differs => None,
+        }
     }
 }
 
@@ -79,7 +92,8 @@ pub fn check(initial: Value, operations: &[Operation]) -> Result<(), Violation> 
         .iter()
         .filter(|o| o.kind == Kind::Write)
         .all(|o| seen.insert(o.value));
-    if unique {
+    let plain = |o: &Operation| o.expects.is_none() && o.kind != Kind::Differs;
+    if unique && operations.iter().all(plain) {
         zones(initial, operations)
     } else {
         search(initial, operations)
@@ -98,7 +112,7 @@ struct Cluster {
     read: bool,
 }
 
-/// The decider for unique values.
+/// The decider for unique values, without comparisons.
 ///
 /// # Errors
 /// A witness that there is no order.
@@ -132,6 +146,7 @@ pub fn zones(initial: Value, operations: &[Operation]) -> Result<(), Violation> 
                 cluster.read = true;
                 cluster.earliest_read = cluster.earliest_read.min(operation.end());
             }
+            Kind::Differs => {}
         }
     }
     let (mut forward, mut backward) = (Vec::new(), Vec::new());
@@ -196,12 +211,14 @@ struct Search<'a> {
 pub fn search(initial: Value, operations: &[Operation]) -> Result<(), Violation> {
     let read: HashSet<Value> = operations
         .iter()
-        .filter(|o| o.kind == Kind::Read)
-        .map(|o| o.value)
+        .filter(|o| o.kind == Kind::Read || o.expects.is_some())
+        .map(|o| o.expects.unwrap_or(o.value))
         .collect();
+    // What found something else may have found any of them.
+    let compared = operations.iter().any(|o| o.kind == Kind::Differs);
     let mut kept: Vec<Operation> = operations
         .iter()
-        .filter(|o| o.responded.is_some() || read.contains(&o.value))
+        .filter(|o| compared || o.responded.is_some() || read.contains(&o.value))
         .copied()
         .collect();
     kept.sort_by_key(|o| o.invoked);
@@ -217,6 +234,7 @@ pub fn search(initial: Value, operations: &[Operation]) -> Result<(), Violation>
             let stuck = search.best.1.unwrap_or(Operation {
                 kind: Kind::Read,
                 value: initial,
+                expects: None,
                 invoked: 0,
                 responded: None,
             });
@@ -247,7 +265,10 @@ impl Search<'_> {
                     break;
                 }
                 let taken = done[i / 64] & 1 << (i % 64) != 0;
-                if taken || operation.kind == Kind::Read {
+                if taken || operation.kind != Kind::Write {
+                    continue;
+                }
+                if operation.expects.is_some_and(|expected| expected != value) {
                     continue;
                 }
                 // Writes of the same value without a response are interchangeable: take the oldest.
@@ -283,7 +304,12 @@ impl Search<'_> {
                     break;
                 }
                 let open = done[i / 64] & 1 << (i % 64) == 0;
-                if open && operation.kind == Kind::Read && operation.value == value {
+                let fits = match operation.kind {
+                    Kind::Write => false,
+                    Kind::Read => operation.value == value,
+                    Kind::Differs => operation.value != value,
+                };
+                if open && fits {
                     done[i / 64] |= 1 << (i % 64);
                     moved = true;
                 }

@@ -22,8 +22,10 @@ fn oracle(value: Value, left: &[Operation]) -> bool {
         let mut rest = left.to_vec();
         rest.remove(i);
         match operation.kind {
+            Kind::Write if operation.expects.is_some_and(|e| e != value) => false,
             Kind::Write => oracle(operation.value, &rest),
             Kind::Read => operation.value == value && oracle(value, &rest),
+            Kind::Differs => operation.value != value && oracle(value, &rest),
         }
     })
 }
@@ -58,34 +60,53 @@ fn history(entropy: &mut Entropy, unique: bool) -> Vec<Operation> {
     let mut found = Vec::new();
     for (_, invoked, responded, kind, written, open) in spans {
         match kind {
-            Kind::Write if open => {
-                if entropy.chance(1, 2) {
-                    value = written;
+            Kind::Write if !open || entropy.chance(1, 2) => value = written,
+            Kind::Write | Kind::Read | Kind::Differs => {}
+        }
+        found.push(Operation {
+            kind,
+            value: if kind == Kind::Write { written } else { value },
+            expects: None,
+            invoked,
+            responded: (!open).then_some(responded),
+        });
+    }
+    found
+}
+
+/// As [`history`], where some of the operations compare first.
+fn comparing(entropy: &mut Entropy) -> Vec<Operation> {
+    let unique = entropy.chance(1, 2);
+    let mut found = history(entropy, unique);
+    // By the order of effects, which is the order of the list.
+    let mut value = 0;
+    for operation in &mut found {
+        let certain = operation.responded.is_some();
+        match operation.kind {
+            Kind::Write if certain && operation.value != 0 && entropy.chance(1, 2) => {
+                if entropy.chance(2, 3) {
+                    operation.expects = Some(value);
+                } else {
+                    operation.kind = Kind::Differs;
+                    operation.value = value + 100;
+                    continue;
                 }
-                found.push(Operation {
-                    kind,
-                    value: written,
-                    invoked,
-                    responded: None,
-                });
             }
-            Kind::Write => {
-                value = written;
-                found.push(Operation {
-                    kind,
-                    value,
-                    invoked,
-                    responded: Some(responded),
-                });
-            }
-            Kind::Read => {
-                found.push(Operation {
-                    kind,
-                    value,
-                    invoked,
-                    responded: Some(responded),
-                });
-            }
+            // It may or may not have taken effect: what follows shall not depend on it.
+            Kind::Write if !certain => return history(entropy, unique),
+            _ => {}
+        }
+        if operation.kind == Kind::Write {
+            value = operation.value;
+        } else {
+            operation.value = value;
+        }
+    }
+    if entropy.chance(1, 2) {
+        // The answer to one of them is lost.
+        let last = found.len() - 1;
+        if found[last].kind == Kind::Write {
+            found[last].responded = None;
         }
     }
     found
@@ -147,11 +168,63 @@ fn the_search_agrees_with_the_oracle_when_zeroes_repeat() {
     assert!(good > 5000 && bad > 1500, "{good} good, {bad} bad");
 }
 
+#[test]
+fn the_search_agrees_with_the_oracle_when_operations_compare() {
+    let (mut good, mut bad) = (0, 0);
+    for seed in 0..20_000 {
+        let mut entropy = Entropy::from_seed(seed);
+        let mut history = comparing(&mut entropy);
+        assert_eq!(check(0, &history), Ok(()), "seed {seed}: {history:?}");
+        match entropy.below(3) {
+            0 => corrupt(&mut entropy, &mut history),
+            1 => {
+                let place = entropy.index(history.len());
+                if history[place].kind == Kind::Write {
+                    history[place].expects = Some(entropy.below(8));
+                }
+            }
+            _ => {
+                let place = entropy.index(history.len());
+                if history[place].kind == Kind::Read {
+                    history[place].kind = Kind::Differs;
+                }
+            }
+        }
+        let expected = oracle(0, &history);
+        let found = check(0, &history);
+        assert_eq!(found.is_ok(), expected, "seed {seed}: {history:?}");
+        good += u32::from(expected);
+        bad += u32::from(!expected);
+    }
+    assert!(good > 4000 && bad > 4000, "{good} good, {bad} bad");
+}
+
+#[test]
+fn of_two_swaps_that_expect_the_same_one_succeeds() {
+    let swap = |value, expects, a, b| Operation {
+        expects: Some(expects),
+        ..operation(Kind::Write, value, a, b)
+    };
+    let r = |value, a, b| operation(Kind::Read, value, a, b);
+    let differs = |value, a, b| operation(Kind::Differs, value, a, b);
+    assert!(check(0, &[swap(1, 0, 1, 4), swap(2, 0, 2, 5)]).is_err());
+    assert!(check(0, &[swap(1, 0, 1, 4), swap(2, 1, 2, 5)]).is_ok());
+    assert!(check(0, &[swap(1, 0, 1, 4), differs(0, 2, 5), r(1, 6, 7)]).is_ok());
+    // Something else was found where nothing else was.
+    assert!(check(0, &[swap(1, 0, 3, 4), differs(0, 1, 2)]).is_err());
+    // One whose answer was lost may explain it.
+    assert!(check(0, &[swap(1, 0, 1, 0), differs(0, 2, 5)]).is_ok());
+    // A write in between is seen.
+    let write = operation(Kind::Write, 3, 2, 3);
+    assert!(check(0, &[swap(1, 0, 1, 4), write, r(1, 5, 6), swap(2, 3, 7, 8)]).is_err());
+}
+
 fn operation(kind: Kind, value: Value, invoked: Instant, responded: Instant) -> Operation {
     let responded = (responded > 0).then_some(responded);
     Operation {
         kind,
         value,
+        expects: None,
         invoked,
         responded,
     }

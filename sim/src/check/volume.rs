@@ -30,6 +30,10 @@ pub enum Action {
     Zero,
     /// A flush.
     Flush,
+    /// Stamped bytes put there if it held what was expected (COMPARE AND WRITE).
+    Swap,
+    /// A [`Action::Swap`] that found something else: nothing was put there.
+    Differs,
 }
 
 /// One request of a client.
@@ -47,6 +51,8 @@ pub struct Entry {
     pub invoked: Instant,
     /// When it was answered with success.
     pub responded: Option<Instant>,
+    /// It was aborted by then: later it has no effect.
+    aborted: Option<Instant>,
     epoch: usize,
 }
 
@@ -55,8 +61,10 @@ struct Touch {
     entry: usize,
     start: u64,
     end: u64,
-    /// What a read found.
+    /// What a read found, or a swap expected.
     found: Value,
+    /// Something else was found.
+    differs: bool,
 }
 
 /// Everything that clients did.
@@ -181,6 +189,7 @@ impl History {
                 fua: true,
                 invoked: 0,
                 responded: Some(0),
+                aborted: None,
                 epoch: 0,
             });
         }
@@ -197,20 +206,76 @@ impl History {
             fua,
             invoked: self.clock,
             responded: None,
+            aborted: None,
             epoch: self.epoch,
         });
         if matches!(action, Action::Write | Action::Zero) {
-            for (block, start, end) in blocks_of(offset, len) {
-                let touch = Touch {
-                    entry: number,
-                    start,
-                    end,
-                    found: 0,
-                };
-                self.blocks.entry(block).or_default().push(touch);
-            }
+            self.touch(number, (offset, len, 0), false);
         }
         number as u64
+    }
+
+    /// As [`History::invoke`], for a write that is one only where `expected` is found.
+    ///
+    /// # Panics
+    /// When a word of `expected` is no stamp of its place.
+    pub fn invoke_swap(&mut self, offset: u64, fua: bool, expected: &[u8]) -> u64 {
+        let number = self.invoke(Action::Swap, offset, expected.len() as u64, fua);
+        for run in read_stamps(offset, expected).expect("bytes that were read or written") {
+            self.touch(number as usize, run, false);
+        }
+        number
+    }
+
+    fn touch(&mut self, entry: usize, (offset, len, found): StampRun, differs: bool) {
+        for (block, start, end) in blocks_of(offset, len) {
+            let touch = Touch {
+                entry,
+                start,
+                end,
+                found,
+                differs,
+            };
+            self.blocks.entry(block).or_default().push(touch);
+        }
+    }
+
+    /// A swap found something else than it expected, first at byte `at` of its range.
+    pub fn respond_differs(&mut self, number: u64, at: u64) {
+        self.clock += 1;
+        let entry = &mut self.entries[number as usize];
+        if entry.epoch != self.epoch {
+            return;
+        }
+        entry.responded = Some(self.clock);
+        entry.action = Action::Differs;
+        let (offset, len) = (entry.offset, entry.len);
+        let word = offset + at / STAMP * STAMP;
+        for (block, _, _) in blocks_of(offset, len) {
+            let touches = self.blocks.entry(block).or_default();
+            let mut own: Vec<Touch> = touches
+                .extract_if(.., |t| t.entry as u64 == number)
+                .collect();
+            // What came before it was found, the word was not; nothing is known of the rest.
+            for touch in &mut own {
+                let (start, end) = (block * BLOCK + touch.start, block * BLOCK + touch.end);
+                let found = start..end.min(word);
+                let value = touch.found;
+                if !found.is_empty() {
+                    self.touch(number as usize, (start, found.end - start, value), false);
+                }
+                if (start..end).contains(&word) {
+                    self.touch(number as usize, (word, STAMP, value), true);
+                }
+            }
+        }
+    }
+
+    /// It was aborted: if it has not taken effect by now, it never will.
+    pub fn end_effect(&mut self, number: u64) {
+        self.clock += 1;
+        let entry = &mut self.entries[number as usize];
+        entry.aborted.get_or_insert(self.clock);
     }
 
     /// It succeeded. For a read, `bytes` are what it brought.
@@ -229,16 +294,8 @@ impl History {
         }
         entry.responded = Some(self.clock);
         let Some(bytes) = bytes else { return Ok(()) };
-        for (offset, len, value) in read_stamps(entry.offset, bytes)? {
-            for (block, start, end) in blocks_of(offset, len) {
-                let touch = Touch {
-                    entry: number as usize,
-                    start,
-                    end,
-                    found: value,
-                };
-                self.blocks.entry(block).or_default().push(touch);
-            }
+        for run in read_stamps(entry.offset, bytes)? {
+            self.touch(number as usize, run, false);
         }
         Ok(())
     }
@@ -268,7 +325,7 @@ impl History {
     pub fn written_blocks(&self) -> BTreeSet<u64> {
         self.entries
             .iter()
-            .filter(|e| e.action == Action::Write)
+            .filter(|e| matches!(e.action, Action::Write | Action::Swap))
             .flat_map(|e| blocks_of(e.offset, e.len).map(|(block, _, _)| block))
             .collect()
     }
@@ -310,7 +367,7 @@ impl History {
         let touches = self.blocks.get(&block).into_iter().flatten();
         touches
             .map(|t| (t, self.entries[t.entry]))
-            .filter(|(_, e)| matches!(e.action, Action::Write | Action::Zero))
+            .filter(|(_, e)| matches!(e.action, Action::Write | Action::Zero | Action::Swap))
     }
 
     /// Values that a block may hold on a replica that has a write which was asked for at `floor`:
@@ -355,7 +412,8 @@ impl History {
             .flatten()
             .filter(|t| t.start <= at && at < t.end)
             .map(|t| {
-                let read = self.entries[t.entry].action == Action::Read;
+                let action = self.entries[t.entry].action;
+                let read = matches!(action, Action::Read | Action::Swap | Action::Differs);
                 (t.entry as u64, read.then_some(t.found))
             })
             .collect();
@@ -393,23 +451,46 @@ impl History {
         Ok(())
     }
 
-    fn operation(&self, touch: Touch) -> Option<Operation> {
+    /// `seen`: values of the register that somebody found.
+    fn operation(&self, touch: Touch, seen: &BTreeSet<Value>) -> Option<Operation> {
         let entry = self.entries[touch.entry];
-        let (kind, value) = match entry.action {
-            Action::Read => (Kind::Read, touch.found),
-            Action::Write => (Kind::Write, touch.entry as u64),
-            Action::Zero => (Kind::Write, 0),
+        let number = touch.entry as u64;
+        let (kind, value, expects) = match entry.action {
+            Action::Read => (Kind::Read, touch.found, None),
+            Action::Differs if touch.differs => (Kind::Differs, touch.found, None),
+            Action::Differs => (Kind::Read, touch.found, None),
+            Action::Write => (Kind::Write, number, None),
+            Action::Swap => (Kind::Write, number, Some(touch.found)),
+            Action::Zero => (Kind::Write, 0, None),
             Action::Flush => return None,
         };
-        if kind == Kind::Read && entry.responded.is_none() {
+        if kind != Kind::Write && entry.responded.is_none() {
             return None;
         }
+        // What was aborted and seen took effect before its abort was answered.
+        let aborted = entry
+            .aborted
+            .filter(|_| seen.contains(&value) && value != 0);
         Some(Operation {
             kind,
             value,
+            expects,
             invoked: entry.invoked,
-            responded: entry.responded,
+            responded: entry.responded.or(aborted),
         })
+    }
+
+    /// Values that were found.
+    fn seen(&self, touches: &[Touch]) -> BTreeSet<Value> {
+        let mut seen = BTreeSet::new();
+        for touch in touches.iter().filter(|touch| !touch.differs) {
+            let entry = self.entries[touch.entry];
+            let finds = matches!(entry.action, Action::Read | Action::Differs | Action::Swap);
+            if finds && entry.responded.is_some() {
+                seen.insert(touch.found);
+            }
+        }
+        seen
     }
 
     fn check_register(&self, touches: &[Touch]) -> Result<(), (usize, What)> {
@@ -417,14 +498,17 @@ impl History {
         let mut bases: BTreeSet<Value> = BTreeSet::from([0]);
         // What may not be found any more is so because a flush covered something newer.
         let mut flushed = false;
+        let seen = self.seen(touches);
         for epoch in 0..=self.epoch {
             let here: Vec<Touch> = touches
                 .iter()
                 .filter(|t| self.entries[t.entry].epoch == epoch)
                 .copied()
                 .collect();
-            let operations: Vec<Operation> =
-                here.iter().filter_map(|t| self.operation(*t)).collect();
+            let operations: Vec<Operation> = here
+                .iter()
+                .filter_map(|t| self.operation(*t, &seen))
+                .collect();
             let base = self
                 .base((epoch, flushed), &bases, &operations, touches)
                 .map_err(|w| (epoch, w))?;
@@ -437,12 +521,10 @@ impl History {
                 None => {
                     // No value of an earlier epoch was seen, zeroes perhaps: any base that gives an
                     // order will do.
-                    let first = bases.iter().next().copied().unwrap_or(0);
-                    register::check(first, &operations)
-                        .or_else(|v| match bases.contains(&0) {
-                            true => register::check(0, &operations),
-                            false => Err(v),
-                        })
+                    let mut tried = bases.iter().map(|base| register::check(*base, &operations));
+                    let first = tried.next().unwrap_or(Ok(()));
+                    first
+                        .or_else(|v| tried.find(Result::is_ok).unwrap_or(Err(v)))
                         .map_err(|v| (epoch, What::Order(v)))?;
                 }
             }
@@ -469,26 +551,24 @@ impl History {
             .map(|o| o.value)
             .collect();
         let mut base = None;
-        for read in operations.iter().filter(|o| o.kind == Kind::Read) {
-            if written.contains(&read.value) {
+        for read in operations {
+            let Some(found) = read.found().filter(|found| !written.contains(found)) else {
                 continue;
-            }
+            };
             match base {
-                Some(first) if first != read.value => {
+                Some(first) if first != found => {
                     if epoch == 0 {
                         let read_at = read.responded.unwrap_or(0);
                         let violation = Violation::NeverWritten {
-                            value: read.value,
+                            value: found,
                             read: read_at,
                         };
                         return Err(What::Order(violation));
                     }
-                    return Err(What::Reappeared {
-                        first,
-                        second: read.value,
-                    });
+                    let second = found;
+                    return Err(What::Reappeared { first, second });
                 }
-                Some(_) | None => base = Some(read.value),
+                Some(_) | None => base = Some(found),
             }
         }
         if let Some(found) = base
@@ -496,7 +576,8 @@ impl History {
         {
             let known = found == 0
                 || touches.iter().any(|t| {
-                    t.entry as u64 == found && self.entries[t.entry].action == Action::Write
+                    let action = self.entries[t.entry].action;
+                    t.entry as u64 == found && matches!(action, Action::Write | Action::Swap)
                 });
             if !known || epoch == 0 {
                 let violation = Violation::NeverWritten {
@@ -528,7 +609,7 @@ impl History {
         let done_at = |write: &Operation| {
             operations
                 .iter()
-                .filter(|o| o.kind == Kind::Read && o.value == write.value && write.value != 0)
+                .filter(|o| o.found() == Some(write.value) && write.value != 0)
                 .map(Operation::end)
                 .chain([write.end()])
                 .min()

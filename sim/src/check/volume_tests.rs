@@ -151,3 +151,33 @@ fn what_may_be_durable_in_place_of_a_write_is_what_may_come_after_it() {
     let now = client.history.instant();
     assert_eq!(client.history.acceptable(0, now).unwrap(), [fua, later]);
 }
+
+#[test]
+fn a_swap_puts_its_bytes_where_it_found_what_it_expected_and_nowhere_else() {
+    let mut client = Client::new();
+    let first = client.write(0, 4096);
+    let mut known = vec![0; 4096];
+    stamp(first, 0, &mut known);
+    let swap = client.history.invoke_swap(0, false, &known);
+    client.history.respond(swap, None).unwrap();
+    client.read(0, 4096, swap);
+    // The same again cannot be: it finds the first swap, at its first byte.
+    let again = client.history.invoke_swap(0, false, &known);
+    client.history.respond_differs(again, 0);
+    client.read(0, 4096, swap);
+    assert_eq!(client.history.check(), Ok(()));
+    let wrong = client.history.invoke_swap(0, false, &known);
+    client.history.respond(wrong, None).unwrap();
+    assert!(client.history.check().is_err());
+}
+
+#[test]
+fn what_was_aborted_does_not_show_up_later() {
+    let mut client = Client::new();
+    let aborted = client.history.invoke(Action::Write, 0, 4096, false);
+    client.history.end_effect(aborted);
+    client.read(0, 4096, 0);
+    assert_eq!(client.history.check(), Ok(()));
+    client.read(0, 4096, aborted);
+    assert!(client.history.check().is_err());
+}

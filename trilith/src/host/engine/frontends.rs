@@ -1,13 +1,12 @@
 //! The frontends of an engine. Each is a machine that serves clients by a protocol of its own; the
 //! wiring treats them alike. A further one is a further case of [`Server`].
 
-use super::order::Holders;
 use super::ublk::UblkFrontend;
 use crate::host::Outbox;
 use trilith_block::{
-    ByteRange, Completion, ConnId, FrontendAction, FrontendEvent, Machine, Monotonic, Stream, Tag,
-    Want,
+    Completion, ConnId, FrontendAction, FrontendEvent, Machine, Monotonic, Stream, Tag, Want,
 };
+use trilith_engine::order::Holders;
 use trilith_frontend_iscsi::IscsiTarget;
 use trilith_frontend_nbd::NbdServer;
 use trilith_runtime::{Arena, ListenerId};
@@ -44,11 +43,11 @@ impl Server {
         }
     }
 
-    /// True when a command that reads, decides and writes is under way in the range.
-    fn holds(&self, range: ByteRange) -> bool {
+    /// True when the request is of a command that reads, decides and writes, under way.
+    fn is_exclusive(&self, tag: Tag) -> bool {
         match self {
             Server::Nbd(_) | Server::Ublk(_) => false,
-            Server::Iscsi(target) => target.holds(range),
+            Server::Iscsi(target) => target.is_exclusive(tag),
         }
     }
 }
@@ -216,12 +215,9 @@ impl Holders for Frontends {
         self.others(at).any(Server::may_hold)
     }
 
-    fn hold_against(&self, at: usize, range: ByteRange) -> bool {
-        self.others(at).any(|server| server.holds(range))
-    }
-
-    fn holds(&self, at: usize, range: ByteRange) -> bool {
-        self.0[at].server.holds(range)
+    fn is_exclusive(&self, tag: Tag) -> bool {
+        let at = self.of_tag(tag);
+        at.is_some_and(|at| self.0[at].server.is_exclusive(tag))
     }
 
     fn of_tag(&self, tag: Tag) -> Option<usize> {

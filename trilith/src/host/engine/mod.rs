@@ -5,7 +5,6 @@ mod frontends;
 pub(crate) mod iscsi;
 mod keeper;
 mod lanes;
-mod order;
 mod replace;
 mod report;
 pub(crate) mod ublk;

@@ -3,7 +3,6 @@
 use super::frontends::Frontends;
 use super::keeper::{Keeper, Kept};
 use super::lanes::{Lanes, Verdict};
-use super::order::{Holders, Order};
 use super::ublk::Turn;
 use crate::admin::http::{Answer, Method, Request as HttpRequest, Status};
 use crate::admin::server::{AdminServer, Ask};
@@ -21,6 +20,7 @@ use trilith_block::{
     Buffers, Completion, ConnId, ErrorKind, FrontendAction, FrontendEvent, Machine, MemberId,
     MemberSet, Monotonic, Request, Stream, StreamEvent, Want,
 };
+use trilith_engine::order::{Holders, Order};
 use trilith_engine::{Action, Engine, Event, ExitReason, Mode, Operator, Waiting};
 use trilith_frontend_ublk::{News as DeviceNews, Next, UblkEvent, carry_out};
 use trilith_runtime::{Address, DiskDone, Handler, Io, ListenerId, Message, Signal, UblkFetched};
@@ -81,6 +81,10 @@ pub(crate) struct EngineHost {
     /// Requests of one frontend that wait for those of another.
     pub(super) order: Order,
     owners: BTreeMap<ConnId, Owner>,
+    /// The operator's word that a loss is accepted is being passed on.
+    accepting: bool,
+    /// Connections of clients, and whose, that an accepted loss has left behind: they are closing.
+    left_behind: Vec<(ConnId, usize)>,
     lanes: Lanes,
     /// Connections that are released: only for its memory.
     released: Vec<ConnId>,
@@ -118,6 +122,8 @@ impl EngineHost {
             pending: VecDeque::new(),
             order: Order::default(),
             owners: BTreeMap::new(),
+            accepting: false,
+            left_behind: Vec::new(),
             engine_out: Outbox::default(),
             unsettled: true,
             slow: Vec::new(),
@@ -270,9 +276,52 @@ impl EngineHost {
     /// A request of the frontend at a place.
     fn enter(&mut self, io: &mut Io, at: usize, mut request: Request) {
         request.tag = self.parts.frontends.tag(at, request.tag);
-        if let Some(request) = self.order.enter(&self.parts.frontends, at, request) {
+        if self.is_left_behind(at) {
+            self.refuse(io, &request);
+        } else if let Some(request) = self.order.enter(&self.parts.frontends, at, request) {
             self.submit(io, request);
         }
+    }
+
+    /// M8, I17: what this frontend asks for now may be of clients bound to an older loss epoch.
+    fn is_left_behind(&self, at: usize) -> bool {
+        self.accepting || self.left_behind.iter().any(|(_, owner)| *owner == at)
+    }
+
+    fn refuse(&mut self, io: &mut Io, request: &Request) {
+        if let Some(data) = request.data {
+            io.arena().release(data.buf);
+        }
+        self.complete(
+            io,
+            Completion {
+                tag: request.tag,
+                result: Err(ErrorKind::Io),
+            },
+        );
+    }
+
+    /// M8, I17: everything that clients have asked for ends with an error, also what the frontends
+    /// keep behind it, and then their connections end. What they have not said to the end, or what
+    /// waits for memory, is of the time before as well.
+    fn accept_loss(&mut self, io: &mut Io) {
+        self.accepting = true;
+        self.end_pending(io, ErrorKind::Io);
+        if let Some((_, ublk)) = self.parts.frontends.ublk_mut() {
+            let now = io.now();
+            ublk.accept_loss(now, io.arena());
+        }
+        self.operator(io, Operator::AcceptLoss);
+        for (conn, owner) in &self.owners {
+            if let Owner::Client(at) = owner {
+                self.left_behind.push((*conn, *at));
+            }
+        }
+        for place in 0..self.left_behind.len() {
+            io.close(self.left_behind[place].0, true);
+        }
+        self.pump(io);
+        self.accepting = false;
     }
 
     /// Gives a request to the engine, behind those that wait already.
@@ -287,16 +336,7 @@ impl EngineHost {
         } else if self.pending.len() < PENDING_REQUESTS_MAX {
             self.pending.push_back(request);
         } else {
-            if let Some(data) = request.data {
-                io.arena().release(data.buf);
-            }
-            self.complete(
-                io,
-                Completion {
-                    tag: request.tag,
-                    result: Err(ErrorKind::Io),
-                },
-            );
+            self.refuse(io, &request);
         }
     }
 
@@ -468,13 +508,7 @@ impl EngineHost {
                 if self.parts.engine.mode() != Mode::Waiting(Waiting::LossAccepted) {
                     return Answer::text(Status::Conflict, "no loss waits to be accepted");
                 }
-                // M8, I17: as the engine does with those that it has taken.
-                self.end_pending(io, ErrorKind::Io);
-                if let Some((_, ublk)) = self.parts.frontends.ublk_mut() {
-                    let now = io.now();
-                    ublk.accept_loss(now, io.arena());
-                }
-                self.operator(io, Operator::AcceptLoss);
+                self.accept_loss(io);
                 Answer::text(Status::Ok, "loss accepted")
             }
             (Method::Post, "/volume/step-down") => {
@@ -570,6 +604,10 @@ impl EngineHost {
 impl Handler for EngineHost {
     fn accepted(&mut self, io: &mut Io, listener: ListenerId, conn: ConnId) {
         let owner = if let Some(at) = self.parts.frontends.of_listener(listener) {
+            if self.is_left_behind(at) {
+                // It may come again in a moment.
+                return io.close(conn, false);
+            }
             Owner::Client(at)
         } else if self.parts.admin_listeners.contains(&listener)
             && self.admin.accepted(io.now(), conn)
@@ -601,6 +639,9 @@ impl Handler for EngineHost {
             }
         }
         self.pump(io);
+        if event == StreamEvent::Closed {
+            self.left_behind.retain(|(left, _)| *left != conn);
+        }
     }
 
     fn want(&mut self, io: &mut Io, conn: ConnId) -> Want {
