@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod history;
 pub mod iscsi;
 pub mod nbd;
+pub mod qemu;
 
 pub use cluster::{Cluster, Options};
 

@@ -4,8 +4,12 @@ use core::time::Duration;
 use trilith_block::limits::{HEADER_BYTES_MAX, TRANSFER_BYTES_MAX};
 
 /// Connections of one loop, dials and those still closing included. Reached: accepting stops until
-/// one is gone (the kernel's backlog waits), a dial ends with `Closed` at once.
-pub const CONNECTIONS_MAX: usize = 1024;
+/// one is gone (the kernel's backlog waits), a dial ends with `Closed` at once. More than all frontends
+/// of an engine take together (iSCSI 1100, of which 1024 may still be logging in), so that strangers
+/// at one of them keep neither the clients of another out nor replicas and admins.
+pub const CONNECTIONS_MAX: usize = 1536;
+/// Files that a process may want to have open: connections, listeners, data files and a few of its own.
+pub const OPEN_FILES_MAX: u64 = 2048;
 /// Listening sockets of one loop. Reached: `listen` fails.
 pub const LISTENERS_MAX: usize = 16;
 /// Open data files of one loop. Reached: `open_file` and `adopt` fail.
@@ -110,6 +114,7 @@ pub fn memory_bytes_max(arena_bytes: u64, connections: u64) -> u64 {
 /// Slot numbers of connections take this many bits of a `ConnId`.
 pub(crate) const CONNECTION_SLOT_BITS: u32 = 16;
 
+const _: () = assert!((CONNECTIONS_MAX + LISTENERS_MAX + FILES_MAX + 128) as u64 <= OPEN_FILES_MAX);
 const _: () = assert!(CONNECTIONS_MAX < (1 << CONNECTION_SLOT_BITS) - 1);
 const _: () = assert!(RECEIVE_BUFFER_BYTES >= 4 * HEADER_BYTES_MAX);
 const _: () = assert!(DIRECT_RECEIVE_BYTES_MIN as usize <= RECEIVE_BUFFER_BYTES);

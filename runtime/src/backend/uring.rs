@@ -25,8 +25,8 @@ const QUICK_KEY: u64 = 1 << 63;
 /// `ioprio` flag of receives: do not try before the socket has polled readable (Linux 5.19).
 const POLL_FIRST: u16 = 1;
 /// Registered files: connections, listeners, data files, and a few event descriptors.
-const FILES_REGISTERED_MAX: u32 = 1200;
-const _: () = assert!(CONNECTIONS_MAX + FILES_MAX + LISTENERS_MAX + 8 <= 1200);
+const FILES_REGISTERED_MAX: u32 = 1700;
+const _: () = assert!(CONNECTIONS_MAX + FILES_MAX + LISTENERS_MAX + 8 <= 1700);
 /// Registered buffers: the kernel's own maximum.
 const REGIONS_MAX: u32 = 16384;
 
@@ -125,7 +125,7 @@ impl Uring {
         check(&ring).map_err(fail)?;
         let submitter = ring.submitter();
         // The table may not be longer than RLIMIT_NOFILE.
-        let lengths = [FILES_REGISTERED_MAX, 512, 128];
+        let lengths = [FILES_REGISTERED_MAX, 900, 512, 128];
         let files = lengths
             .into_iter()
             .find(|len| submitter.register_files_sparse(*len).is_ok());

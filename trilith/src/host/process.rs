@@ -6,11 +6,14 @@ use crate::exit::setup;
 use crate::limits::{LINE_BYTES_MAX, LISTEN_RETRY, LISTEN_WAIT_MAX};
 use anyhow::Context;
 use rustix::fs::{FlockOperation, OFlags, fcntl_getfl, fcntl_setfl, flock};
-use rustix::process::{Pid, Signal as Death, getppid, set_parent_process_death_signal};
+use rustix::process::{
+    Pid, Resource, Signal as Death, getppid, getrlimit, set_parent_process_death_signal, setrlimit,
+};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use trilith_block::Uuid;
+use trilith_runtime::limits::OPEN_FILES_MAX;
 use trilith_runtime::{Address, ArenaConfig, Io, ListenerId, Loop, LoopConfig, Signal, Waker};
 
 /// A process of a volume, set up but for its machines.
@@ -71,6 +74,7 @@ pub(crate) fn start(args: &ProcessArgs) -> anyhow::Result<Process> {
     if let Some(pid) = args.supervisor {
         follow(pid)?;
     }
+    raise_file_limit();
     let mut arena = ArenaConfig::of_process();
     if let Some(bytes) = args.memory {
         arena.budget_bytes = bytes;
@@ -99,6 +103,22 @@ pub(crate) fn start(args: &ProcessArgs) -> anyhow::Result<Process> {
         admin,
         supervisor,
     })
+}
+
+/// As many open files as the loop may want, if the hard limit allows. With fewer it works too, but
+/// new clients wait when there are none left.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    let wanted = limit
+        .maximum
+        .map_or(OPEN_FILES_MAX, |most| most.min(OPEN_FILES_MAX));
+    if limit.current.is_none_or(|now| now >= wanted) {
+        return;
+    }
+    limit.current = Some(wanted);
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
 }
 
 /// Listens; `private`: TCP only on loopback, since nobody proves who they are there. Waits a little
