@@ -18,6 +18,7 @@ extern crate std;
 
 pub mod buffers;
 pub mod chunks;
+pub mod histogram;
 pub mod ids;
 pub mod limits;
 pub mod machine;

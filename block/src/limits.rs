@@ -27,6 +27,10 @@ pub const HEADER_BYTES_MAX: usize = 8192;
 pub const MEMBERS_MAX: usize = 7;
 /// Largest volume, in bytes: 16 TiB of extents fits a `u32` extent number with room to spare.
 pub const VOLUME_BYTES_MAX: u64 = 16 << 40;
+/// Latency samples are kept in buckets of powers of two of a nanosecond, each in this many parts.
+pub const HISTOGRAM_PARTS: usize = 8;
+/// Powers of two that a histogram covers: up to 2^40 ns, 18 minutes. Longer counts as the longest.
+pub const HISTOGRAM_POWERS: usize = 40;
 
 const _: () = assert!(1 << BLOCK_SHIFT == BLOCK_BYTES);
 const _: () = assert!(1 << CHUNK_SHIFT == CHUNK_BYTES);

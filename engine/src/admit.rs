@@ -14,7 +14,9 @@ use crate::stream::EntryKind;
 use trilith_block::limits::{BLOCK_BYTES, TRANSFER_BYTES_MAX};
 use trilith_block::mark::{self, Mark};
 use trilith_block::mutant::{self, Mutant};
-use trilith_block::{BlockRange, Blocks, BufSlice, Buffers, ErrorKind, Idx, Lba, Op};
+use trilith_block::{
+    BlockRange, Blocks, BufSlice, Buffers, ErrorKind, Idx, Lba, MemberId, Monotonic, Op,
+};
 use trilith_wire::EntryOp;
 
 /// Owner of parts that no client asked for; never the key of a request.
@@ -441,16 +443,41 @@ impl Engine {
         let nothing = BlockRange::new(Lba(0), Blocks(0));
         let idx = self.issue(EntryKind::Flush, nothing, None, None, cx);
         let now = cx.now;
+        let sent_at = self.stream.get(idx).map(|entry| entry.timing.sent_at);
         for at in 0..self.flush_wait.len() {
             let key = self.flush_wait[at];
             self.flush_ops.push_back((idx, key));
             if let Some(op) = self.ops.get_mut(key).filter(|op| op.op == Op::Flush) {
                 op.issued_at = now;
+                op.sent_at = sent_at.unwrap_or(now);
             }
         }
         self.flush_wait.clear();
         self.flush_out.push_back(idx);
         self.copies_flush_issued(idx);
+    }
+
+    /// A FLUSH left for the first time after it had waited.
+    pub(crate) fn flush_sent(&mut self, idx: Idx, now: Monotonic) {
+        for (at, key) in &self.flush_ops {
+            if *at == idx
+                && let Some(op) = self.ops.get_mut(*key).filter(|op| op.op == Op::Flush)
+            {
+                op.sent_at = now;
+            }
+        }
+    }
+
+    /// A member has flushed up to `idx`.
+    pub(crate) fn flush_answered(&mut self, member: MemberId, idx: Idx, now: Monotonic) {
+        for (at, key) in &self.flush_ops {
+            if *at > idx {
+                return;
+            }
+            if let Some(op) = self.ops.get_mut(*key) {
+                op.answers.note(member.index(), now.since(op.submitted));
+            }
+        }
     }
 
     /// Flushes that are durable at a majority of counted members (4.2), no older lease running.

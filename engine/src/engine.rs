@@ -5,7 +5,6 @@ use crate::api::{Action, Event, ExitReason, Mode, Waiting};
 use crate::campaign::{Campaign, PlanAttempt};
 use crate::config::{ConfigError, EngineConfig};
 use crate::heal::{Lock, Running};
-use crate::histogram::Histogram;
 use crate::limits::SWEEP;
 use crate::ops::Operation;
 use crate::peer::Peer;
@@ -16,6 +15,7 @@ use crate::recover::Repair;
 use crate::recovery::{Recovery, RecoveryStep};
 use crate::rng::Rng;
 use crate::slab::Slab;
+use crate::slowest::Slowest;
 use crate::sorted::Sorted;
 use crate::status::{Counters, Latencies};
 use crate::stop::Stop;
@@ -24,6 +24,7 @@ use crate::syncset::SyncState;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::time::Duration;
+use trilith_block::histogram::Histogram;
 use trilith_block::limits::{BLOCK_BYTES, MEMBERS_MAX, TRANSFER_BYTES_MAX};
 use trilith_block::request::Target;
 use trilith_block::{
@@ -152,6 +153,7 @@ pub struct Engine {
     pub(crate) load_completed: u64,
     pub(crate) load_latency: Histogram,
     pub(crate) latencies: Latencies,
+    pub(crate) slowest: Slowest,
     pub(crate) counters: Counters,
     pub(crate) scratch: Vec<u8>,
 }
@@ -255,6 +257,7 @@ impl Engine {
             load_completed: 0,
             load_latency: Histogram::default(),
             latencies: Latencies::default(),
+            slowest: Slowest::new(now),
             counters: Counters::default(),
             scratch: Vec::new(),
             cfg,

@@ -421,7 +421,7 @@ impl Engine {
         for running in self.rebuilds.iter_mut().flatten() {
             running.rebuild.load(cx.now, load);
         }
-        self.load_latency = crate::histogram::Histogram::default();
+        self.load_latency = trilith_block::histogram::Histogram::default();
     }
 
     pub(crate) fn rebuilds_deadline(&self) -> Option<Monotonic> {

@@ -66,10 +66,8 @@ pub const HEDGE_MAX: Duration = Duration::from_millis(500);
 pub const COPY_LOCK_MAX: Duration = Duration::from_millis(50);
 /// Time between two looks at the ages of all requests.
 pub const SWEEP: Duration = Duration::from_millis(250);
-/// Latency samples are kept in buckets of powers of two of a nanosecond, each in this many parts.
-pub const HISTOGRAM_PARTS: usize = 8;
-/// Powers of two that a histogram covers: up to 2^40 ns, 18 minutes. Longer counts as the longest.
-pub const HISTOGRAM_POWERS: usize = 40;
+/// Slow operations that are kept with their stages. A slower one takes the place of the fastest.
+pub const SLOWEST_MAX: usize = 32;
 /// Records of one block-status answer: what is not covered is asked for again.
 pub const EXTENTS_RECORDS_MAX: usize = 256;
 

@@ -2,7 +2,7 @@
 
 use crate::engine::{Cx, Engine};
 use crate::recovery::RecoveryEvent;
-use trilith_block::{MemberId, Term};
+use trilith_block::{MemberId, Monotonic, Term};
 use trilith_wire::Message;
 
 impl Engine {
@@ -75,6 +75,10 @@ impl Engine {
                 let peer = &mut self.peers[member.index()];
                 peer.free_extents = *free_extents;
                 peer.w = peer.w.max(*w);
+                if *echo > 0 {
+                    let there_and_back = cx.now.since(Monotonic(*echo));
+                    peer.wire_latency.record(there_and_back);
+                }
                 self.echoed(member, *echo, cx.now);
                 self.accepted(member, *upto, &[], cx);
             }

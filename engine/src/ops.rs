@@ -2,7 +2,10 @@
 
 use crate::api::Mode;
 use crate::engine::{Cx, Engine};
+use crate::slowest::Answers;
 use crate::status::StageLatency;
+use crate::stream::PartTiming;
+use core::time::Duration;
 use trilith_block::limits::TRANSFER_BYTES_MAX;
 use trilith_block::mutant::{self, Mutant};
 use trilith_block::{
@@ -44,11 +47,37 @@ pub(crate) struct Operation {
     pub(crate) flush: FlushNeed,
     pub(crate) last_idx: Idx,
     pub(crate) issued_at: Monotonic,
+    /// First send; 0: nothing was sent yet.
+    pub(crate) sent_at: Monotonic,
     pub(crate) committed_at: Monotonic,
+    /// After its submission.
+    pub(crate) answers: Answers,
     pub(crate) error: Option<ErrorKind>,
 }
 
+/// How long an operation was in each stage.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Times {
+    pub(crate) admit: Duration,
+    pub(crate) queue: Duration,
+    pub(crate) replicate: Duration,
+    pub(crate) reply: Duration,
+}
+
 impl Operation {
+    /// The stages up to `now`, when it ends. They add up to the whole.
+    pub(crate) fn times(&self, now: Monotonic) -> Times {
+        let issued = self.issued_at.max(self.submitted);
+        let sent = self.sent_at.max(issued);
+        let committed = self.committed_at.max(sent);
+        Times {
+            admit: issued.since(self.submitted),
+            queue: sent.since(issued),
+            replicate: committed.since(sent),
+            reply: now.since(committed),
+        }
+    }
+
     pub(crate) fn end(&self) -> u64 {
         self.range.offset.saturating_add(self.range.len)
     }
@@ -119,7 +148,9 @@ impl Engine {
             flush: FlushNeed::None,
             last_idx: Idx(0),
             issued_at: now,
+            sent_at: Monotonic(0),
             committed_at: now,
+            answers: Answers::default(),
             error: None,
         });
         if self.capacity == 0 {
@@ -202,7 +233,7 @@ impl Engine {
         &mut self,
         key: u64,
         idx: Idx,
-        issued_at: Monotonic,
+        timing: &PartTiming,
         cx: &mut Cx<'_>,
     ) {
         let Some(op) = self.ops.get_mut(key) else {
@@ -210,7 +241,10 @@ impl Engine {
         };
         op.parts -= 1;
         op.last_idx = op.last_idx.max(idx);
-        op.issued_at = issued_at;
+        op.issued_at = timing.issued_at;
+        op.sent_at = timing.sent_at;
+        let later = timing.issued_at.since(op.submitted);
+        op.answers.merge(&timing.answers, later);
         op.progress = cx.now;
         op.committed_at = cx.now;
         if op.parked && !op.expanded() {
@@ -262,6 +296,7 @@ impl Engine {
 
     fn account(&mut self, op: &Operation, ok: bool) {
         self.load_completed += 1;
+        self.slowest.note(op, ok, self.now);
         if !ok {
             self.counters.errors += 1;
             return;
@@ -288,7 +323,7 @@ impl Engine {
             }
             Op::Prefetch | Op::BlockStatus => return,
         };
-        record(stages, op, total, self.now);
+        record(stages, &op.times(self.now), total);
         self.load_latency.record(total);
     }
 
@@ -351,11 +386,59 @@ impl Engine {
     }
 }
 
-fn record(stages: &mut StageLatency, op: &Operation, total: core::time::Duration, now: Monotonic) {
-    stages.admit.record(op.issued_at.since(op.submitted));
-    stages.replicate.record(op.committed_at.since(op.issued_at));
-    stages
-        .ack
-        .record(now.since(op.committed_at.max(op.issued_at)));
+fn record(stages: &mut StageLatency, times: &Times, total: Duration) {
+    stages.admit.record(times.admit);
+    stages.queue.record(times.queue);
+    stages.replicate.record(times.replicate);
+    stages.reply.record(times.reply);
     stages.total.record(total);
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A write of a block.
+    pub(crate) fn operation(submitted: Monotonic) -> Operation {
+        Operation {
+            tag: Tag(1),
+            op: Op::Write,
+            flags: RequestFlags::default(),
+            range: ByteRange::new(0, 4096),
+            data: None,
+            submitted,
+            progress: submitted,
+            next: 4096,
+            unissued: 0,
+            parts: 0,
+            parked: false,
+            flush: FlushNeed::None,
+            last_idx: Idx(0),
+            issued_at: submitted,
+            sent_at: Monotonic(0),
+            committed_at: submitted,
+            answers: Answers::default(),
+            error: None,
+        }
+    }
+
+    #[test]
+    fn stages_add_up_to_the_whole() {
+        let ns = Duration::from_nanos;
+        for (issued, sent, committed, expected) in [
+            (110, 130, 160, [10, 20, 30, 40]),
+            (110, 0, 160, [10, 0, 50, 40]),
+            (100, 0, 100, [0, 0, 0, 100]),
+            (150, 120, 100, [50, 0, 0, 50]),
+        ] {
+            let mut op = operation(Monotonic(100));
+            op.issued_at = Monotonic(issued);
+            op.sent_at = Monotonic(sent);
+            op.committed_at = Monotonic(committed);
+            let times = op.times(Monotonic(200));
+            let found = [times.admit, times.queue, times.replicate, times.reply];
+            assert_eq!(found, expected.map(ns));
+            assert_eq!(found.iter().sum::<Duration>(), ns(100));
+        }
+    }
 }

@@ -1,11 +1,11 @@
 //! What the engine knows of one member: its session, its promise, its place in the stream.
 
-use crate::histogram::Histogram;
 use crate::recovery::{MemberMaps, Promise};
 use crate::syncset::Standing;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::time::Duration;
+use trilith_block::histogram::Histogram;
 use trilith_block::{BufSlice, ChunkMap, ConnId, ExtentNo, Idx, MemberId, Monotonic, Uuid};
 use trilith_wire::auth::Nonce;
 use trilith_wire::{Decoder, MapKind, Message, Reason, ReplicaState};
@@ -178,6 +178,7 @@ pub(crate) struct Peer {
     pub(crate) reads_in_flight: u32,
     pub(crate) write_latency: Histogram,
     pub(crate) read_latency: Histogram,
+    pub(crate) wire_latency: Histogram,
 }
 
 impl Peer {
@@ -235,6 +236,7 @@ impl Peer {
             reads_in_flight: 0,
             write_latency: Histogram::default(),
             read_latency: Histogram::default(),
+            wire_latency: Histogram::default(),
         }
     }
 

@@ -247,6 +247,12 @@ impl Engine {
         };
         let slot = usize::from(read.flights[0].is_some());
         read.flights[slot] = Some((rid, member));
+        if let ReadOwner::Client { op } | ReadOwner::Half { op, .. } = read.owner
+            && let Some(op) = self.ops.get_mut(op)
+            && op.sent_at == Monotonic(0)
+        {
+            op.sent_at = cx.now;
+        }
         if slot == 0 {
             read.stage = Stage::Asked;
             read.hedge_at = hedge_at;
@@ -374,6 +380,11 @@ impl Engine {
         let Some(read) = self.reads.get_mut(key).filter(|r| r.stage == Stage::Asked) else {
             return release(result, cx.data);
         };
+        if let ReadOwner::Client { op } | ReadOwner::Half { op, .. } = read.owner
+            && let Some(op) = self.ops.get_mut(op)
+        {
+            op.answers.note(member.index(), cx.now.since(op.submitted));
+        }
         match result {
             ReadResult::Failed(status) => {
                 match status {

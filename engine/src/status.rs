@@ -2,12 +2,13 @@
 
 use crate::api::Mode;
 use crate::engine::Engine;
-use crate::histogram::Histogram;
 use crate::peer;
 use crate::reconfigure::ChangeStep;
+use crate::slowest::SlowOp;
 use crate::syncset::Standing;
 use alloc::vec::Vec;
 use core::time::Duration;
+use trilith_block::histogram::Histogram;
 use trilith_block::{Idx, MemberId, MemberSet, Membership, Monotonic, SyncEpoch, Term, Uuid};
 use trilith_wire::Reason;
 
@@ -46,10 +47,10 @@ pub enum Stage {
     Admit,
     /// Position to first send.
     Queue,
-    /// First send to majority (wire and replicas).
+    /// First send to majority (wire and replicas); to the data of a read.
     Replicate,
-    /// Majority to completion.
-    Ack,
+    /// From there to completion: the rest of a FUA write's flush, the checks at the end of a read.
+    Reply,
     /// Submit to completion.
     Total,
 }
@@ -63,8 +64,8 @@ pub struct StageLatency {
     pub queue: Histogram,
     /// See [`Stage::Replicate`].
     pub replicate: Histogram,
-    /// See [`Stage::Ack`].
-    pub ack: Histogram,
+    /// See [`Stage::Reply`].
+    pub reply: Histogram,
     /// See [`Stage::Total`].
     pub total: Histogram,
 }
@@ -76,7 +77,7 @@ impl StageLatency {
             (Stage::Admit, &self.admit),
             (Stage::Queue, &self.queue),
             (Stage::Replicate, &self.replicate),
-            (Stage::Ack, &self.ack),
+            (Stage::Reply, &self.reply),
             (Stage::Total, &self.total),
         ]
     }
@@ -176,10 +177,12 @@ pub struct MemberStatus {
     pub in_flight_entries: u64,
     /// See `in_flight_entries`.
     pub in_flight_bytes: u64,
-    /// Send to ack of entries, and of reads.
+    /// First send to ack of entries, and of reads.
     pub write_latency: Histogram,
     /// See `write_latency`.
     pub read_latency: Histogram,
+    /// There and back of heartbeats, which wait for no disk.
+    pub wire_latency: Histogram,
 }
 
 /// The volume as its engine sees it.
@@ -227,6 +230,10 @@ pub struct Status {
     pub counters: Counters,
     /// Latencies.
     pub latencies: Latencies,
+    /// The slowest operations, the slowest first; at most [`crate::limits::SLOWEST_MAX`].
+    pub slowest: Vec<SlowOp>,
+    /// How long they have been collected for.
+    pub slowest_span: Duration,
     /// The configuration.
     pub membership: Membership,
     /// Who is dealt with: the members, and who is being let go.
@@ -238,6 +245,11 @@ pub struct Status {
 }
 
 impl Engine {
+    /// Collects the slowest operations from now on.
+    pub fn forget_slowest(&mut self, now: Monotonic) {
+        self.slowest.forget(now.max(self.now));
+    }
+
     /// Everything there is to show.
     pub fn status(&self, now: Monotonic) -> Status {
         let now = now.max(self.now);
@@ -271,6 +283,8 @@ impl Engine {
             lease_left: self.lease_until().since(now),
             counters: self.counters,
             latencies: self.latencies.clone(),
+            slowest: self.slowest.sorted(),
+            slowest_span: now.since(self.slowest.since),
             membership: self.membership,
             dealt_with: self.members,
             change: self.change_status(),
@@ -321,6 +335,7 @@ impl Engine {
             in_flight_bytes: peer.in_flight_bytes,
             write_latency: peer.write_latency.clone(),
             read_latency: peer.read_latency.clone(),
+            wire_latency: peer.wire_latency.clone(),
         }
     }
 }

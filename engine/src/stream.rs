@@ -2,6 +2,7 @@
 
 use crate::engine::{Cx, Engine};
 use crate::session::block_crcs;
+use crate::slowest::Answers;
 use crate::spans::Spans;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -46,8 +47,18 @@ pub(crate) struct Entry {
     pub(crate) op: Option<u64>,
     /// It takes room for an extent (M3).
     room: bool,
-    pub(crate) issued_at: Monotonic,
+    pub(crate) timing: PartTiming,
     committed_at: Monotonic,
+}
+
+/// When an entry got where.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct PartTiming {
+    pub(crate) issued_at: Monotonic,
+    /// First send to anybody; 0: none yet.
+    pub(crate) sent_at: Monotonic,
+    /// After it was issued.
+    pub(crate) answers: Answers,
 }
 
 /// All entries that matter.
@@ -166,7 +177,11 @@ impl Engine {
             tidx,
             op,
             room,
-            issued_at: cx.now,
+            timing: PartTiming {
+                issued_at: cx.now,
+                sent_at: Monotonic(0),
+                answers: Answers::default(),
+            },
             committed_at: Monotonic(0),
         });
         self.stream.next = idx.next();
@@ -309,7 +324,14 @@ impl Engine {
             },
         };
         self.send(member, &message, payload, cx);
-        self.stream.entries[at].crcs = crcs;
+        let entry = &mut self.stream.entries[at];
+        entry.crcs = crcs;
+        if entry.timing.sent_at == Monotonic(0) {
+            entry.timing.sent_at = cx.now;
+            if entry.kind == EntryKind::Flush {
+                self.flush_sent(idx, cx.now);
+            }
+        }
     }
 
     /// What an ACK or HEARTBEATDONE says about positions.
@@ -351,6 +373,10 @@ impl Engine {
             return;
         }
         entry.acks = entry.acks.with(member);
+        if !entry.committed {
+            let after = cx.now.since(entry.timing.issued_at);
+            entry.timing.answers.note(member.index(), after);
+        }
         let bytes = match entry.data {
             Some(data) if !entry.skip.contains(member) => u64::from(data.len),
             Some(_) | None => 0,
@@ -359,7 +385,8 @@ impl Engine {
         if idx < peer.cursor {
             peer.in_flight_entries = peer.in_flight_entries.saturating_sub(1);
             peer.in_flight_bytes = peer.in_flight_bytes.saturating_sub(bytes);
-            peer.write_latency.record(cx.now.since(entry.issued_at));
+            peer.write_latency
+                .record(cx.now.since(entry.timing.sent_at));
         }
         if entry.committed {
             peer.lag_entries = peer.lag_entries.saturating_sub(1);
@@ -401,7 +428,7 @@ impl Engine {
         entry.committed = true;
         entry.committed_at = cx.now;
         let op = entry.op.take();
-        let issued_at = entry.issued_at;
+        let timing = entry.timing;
         let missing = entry.targets.and(trk).minus(entry.acks);
         let bytes = u64::from(entry.data.map_or(0, |d| d.len));
         for member in missing.iter() {
@@ -410,7 +437,7 @@ impl Engine {
         }
         self.stream.moved = true;
         if let Some(op) = op {
-            self.part_committed(op, idx, issued_at, cx);
+            self.part_committed(op, idx, &timing, cx);
         }
     }
 
@@ -542,8 +569,12 @@ impl Engine {
         if !self.open || !peer.synced || idx >= self.stream.next {
             return;
         }
+        let news = idx > peer.flushed;
         peer.flushed = peer.flushed.max(idx);
         self.flushes_moved = true;
+        if news {
+            self.flush_answered(member, idx, cx.now);
+        }
         self.copies_flushed(member, cx);
     }
 

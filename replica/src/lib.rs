@@ -29,7 +29,6 @@ mod control;
 mod election;
 mod entries;
 mod handshake;
-pub mod histogram;
 mod lease;
 pub mod limits;
 pub mod machine;
@@ -42,9 +41,9 @@ mod streams;
 mod timing;
 
 pub use config::Config;
-pub use histogram::Histogram;
 pub use machine::{Action, Event, Fatal, Replica};
 pub use status::Status;
+pub use trilith_block::histogram::Histogram;
 
 #[cfg(test)]
 mod tests;

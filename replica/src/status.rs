@@ -64,7 +64,7 @@ pub struct Counters {
 }
 
 /// State of a replica.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Status {
     /// What it is doing.
     pub role: Role,
@@ -189,7 +189,7 @@ impl crate::Replica {
             disk_in_flight: self.timing.in_flight,
             counters: self.counters,
             store: store.map(Store::counters).unwrap_or_default(),
-            latencies: self.timing.latencies,
+            latencies: self.timing.latencies.clone(),
         }
     }
 

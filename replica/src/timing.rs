@@ -1,11 +1,11 @@
 //! Latency of device operations, from the step that emits one to the step that hears of its end.
 
-use crate::histogram::Histogram;
 use crate::limits::TIMED_MAX;
 use crate::store::{DiskOp, DiskTag, FileRole};
 use alloc::boxed::Box;
 use alloc::vec;
 use trilith_block::Monotonic;
+use trilith_block::histogram::Histogram;
 
 /// What is measured apart.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,7 +18,7 @@ enum Class {
 }
 
 /// Latency by class of operation.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Latencies {
     /// Reads of data.
     pub read: Histogram,

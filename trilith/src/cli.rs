@@ -138,6 +138,15 @@ pub(crate) struct StatusArgs {
     /// Show it again every second until interrupted.
     #[arg(long)]
     pub(crate) watch: bool,
+    /// Show where the time of operations goes, stage by stage and replica by replica.
+    #[arg(long, conflicts_with_all = ["json", "slowest"])]
+    pub(crate) stages: bool,
+    /// Show the slowest operations and where the time of each went.
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) slowest: bool,
+    /// After having shown them, forget the slowest operations and begin to collect them anew.
+    #[arg(long, requires = "slowest", conflicts_with = "watch")]
+    pub(crate) reset: bool,
 }
 
 /// What can be told to a running volume.

@@ -1,11 +1,14 @@
 //! `trilith status`: asks the admin endpoints of a volume's processes and shows what they say.
 
-use crate::admin::api::{ChangeReport, EngineReport, Latency, MemberReport, ReplicaReport};
+use crate::admin::api::{
+    ChangeReport, EngineReport, Latency, MemberReport, ReplicaReport, StageReport,
+};
 use crate::admin::client;
 use crate::cli::StatusArgs;
 use crate::exit::{Exit, setup};
 use crate::limits::WATCH_PERIOD;
 use crate::output;
+use crate::stages;
 use crate::text::{bytes_text, micros_text, span_text};
 use crate::up::supervisor::ChildId;
 use crate::up::{VolumeState, layout};
@@ -65,6 +68,10 @@ pub(crate) fn run(args: &StatusArgs) -> anyhow::Result<Exit> {
         let report = gather().map_err(setup)?;
         let text = if args.json {
             serde_json::to_string_pretty(&report)? + "\n"
+        } else if args.stages {
+            stages::table(report.engine.as_ref(), &disks(&report))
+        } else if args.slowest {
+            stages::slowest(report.engine.as_ref())
         } else {
             table(&report)
         };
@@ -75,6 +82,10 @@ pub(crate) fn run(args: &StatusArgs) -> anyhow::Result<Exit> {
             ""
         };
         output::print(&format!("{home}{text}"));
+        if args.reset {
+            let engine = layout::admin_address(ChildId::Engine);
+            client::ask(&engine, "POST", "/slowest/reset").map_err(setup)?;
+        }
         if !args.watch {
             return Ok(Exit::Done);
         }
@@ -137,7 +148,15 @@ fn gather() -> anyhow::Result<Report> {
     })
 }
 
-fn new_table(header: &[&str]) -> Table {
+/// What the replicas that answer say of their disks.
+fn disks(report: &Report) -> Vec<(usize, &[StageReport])> {
+    let replicas = report.replicas.iter();
+    replicas
+        .filter_map(|r| Some((r.member, r.report.as_ref()?.latencies.as_slice())))
+        .collect()
+}
+
+pub(crate) fn new_table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table
         .load_style(presets::NOTHING)

@@ -5,7 +5,8 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use trilith_e2e::cluster::{Cluster, Options, free_port, succeed};
+use trilith_e2e::cluster::{Cluster, Options, free_port, succeed, trilith};
+use trilith_e2e::{qemu, wait_until};
 
 /// Names of metrics in a text: words that start with `trilith_`.
 fn names(text: &str) -> BTreeSet<String> {
@@ -39,20 +40,11 @@ fn the_dashboard_asks_for_metrics_that_exist() -> Result<()> {
     })?;
     cluster.wait_state("healthy")?;
     // A write and a read, so that every histogram has a bucket.
-    succeed(
-        "qemu-io",
-        &[
-            "-f",
-            "raw",
-            "-c",
-            "write 0 4k",
-            "-c",
-            "flush",
-            "-c",
-            "read 0 4k",
-            &cluster.uri(),
-        ],
-    )?;
+    qemu::io(&["write 0 4k", "flush", "read 0 4k"], &cluster.uri())?;
+    wait_until("a heartbeat", || {
+        get(&address, "/metrics")
+            .is_ok_and(|text| text.contains("trilith_engine_member_wire_seconds"))
+    })?;
     let text = get(&address, "/metrics")?;
     let there = names(&text);
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/monitoring");
@@ -65,5 +57,73 @@ fn the_dashboard_asks_for_metrics_that_exist() -> Result<()> {
     let status: Value =
         serde_json::from_str(&get(&address, "/status")?).context("the status is JSON")?;
     ensure!(status["state"] == "healthy", "{status}");
+    cluster.stop()
+}
+
+#[test]
+fn stages_and_the_slowest_operations_say_where_the_time_went() -> Result<()> {
+    let mut cluster = Cluster::start(Options::default())?;
+    cluster.wait_state("healthy")?;
+    let mut client = cluster.client()?;
+    for n in 0..64 {
+        ensure!(client.write(n * 4096, &[7; 4096])?.is_ok());
+    }
+    ensure!(client.read(0, 4096)?.is_ok());
+    drop(client);
+    qemu::io(&["write 1M 64k", "flush"], &cluster.uri())?;
+    let data = cluster.data().display().to_string();
+    let say = |words: &[&str]| {
+        let mut all = vec!["status", "--dir", &data];
+        all.extend_from_slice(words);
+        succeed(trilith(), &all)
+    };
+    wait_until("a heartbeat of every replica", || {
+        say(&["--stages"]).is_ok_and(|text| text.matches(" wire ").count() == 3)
+    })?;
+    let stages = say(&["--stages"])?;
+    let rows: Vec<Vec<&str>> = stages
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    for operation in ["read", "write", "flush"] {
+        for stage in ["admit", "queue", "replicate", "reply", "total"] {
+            let found = rows.iter().any(|row| row.starts_with(&[operation, stage]));
+            ensure!(found, "{operation} {stage} in\n{stages}");
+        }
+    }
+    for member in ["0", "1", "2"] {
+        for stage in ["disk", "ack"] {
+            let found = rows
+                .iter()
+                .any(|row| row.starts_with(&["write", stage, member]));
+            ensure!(found, "write {stage} {member} in\n{stages}");
+        }
+    }
+    let status = cluster.status()?;
+    let slowest = status["engine"]["slowest"]
+        .as_array()
+        .context("find them")?;
+    ensure!(slowest.len() == 32, "{} are kept", slowest.len());
+    for slow in slowest {
+        let us = |stage: &str| slow[stage].as_u64().unwrap_or(0);
+        let sum = us("admit_us") + us("queue_us") + us("replicate_us") + us("reply_us");
+        ensure!(us("total_us").abs_diff(sum) < 5, "{slow}");
+        let answered = slow["answered_us"].as_array().context("find answers")?;
+        let before = |a: &&Value| a.as_u64().is_some_and(|a| a <= us("total_us") + 5);
+        let least = if slow["operation"] == "read" { 1 } else { 2 };
+        ensure!(answered.iter().filter(before).count() >= least, "{slow}");
+    }
+    let text = say(&["--slowest", "--reset"])?;
+    ensure!(
+        text.lines().count() > 32 && text.contains("write"),
+        "{text}"
+    );
+    let status = cluster.status()?;
+    ensure!(
+        status["engine"]["slowest"]
+            .as_array()
+            .is_some_and(Vec::is_empty),
+        "{status}"
+    );
     cluster.stop()
 }

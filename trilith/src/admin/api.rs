@@ -14,6 +14,9 @@ pub(crate) struct Latency {
     pub(crate) p99_us: u64,
     /// 99.9 % of them.
     pub(crate) p999_us: u64,
+    /// The longest.
+    #[serde(default)]
+    pub(crate) max_us: u64,
 }
 
 /// A named latency.
@@ -21,7 +24,7 @@ pub(crate) struct Latency {
 pub(crate) struct StageReport {
     /// Kind of operation: read, write, flush, ...
     pub(crate) operation: String,
-    /// Stage of it: admit, queue, replicate, ack, total, disk.
+    /// Stage of it: admit, queue, replicate, reply, total; disk at a replica.
     pub(crate) stage: String,
     /// How long it took.
     pub(crate) latency: Latency,
@@ -92,6 +95,39 @@ pub(crate) struct MemberReport {
     pub(crate) write_latency: Latency,
     /// Send to answer of reads.
     pub(crate) read_latency: Latency,
+    /// There and back of heartbeats.
+    #[serde(default)]
+    pub(crate) wire_latency: Latency,
+}
+
+/// A slow operation and where its time went.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub(crate) struct SlowReport {
+    /// read, write, discard, zeroes, flush or status.
+    pub(crate) operation: String,
+    /// It was to be durable.
+    pub(crate) fua: bool,
+    /// It succeeded.
+    pub(crate) ok: bool,
+    /// First byte.
+    pub(crate) offset: u64,
+    /// Bytes.
+    pub(crate) length: u64,
+    /// How long ago it was submitted.
+    pub(crate) age_ms: u64,
+    /// Submit to a place in the stream.
+    pub(crate) admit_us: u64,
+    /// Place to first send.
+    pub(crate) queue_us: u64,
+    /// First send to majority, or to the data of a read.
+    pub(crate) replicate_us: u64,
+    /// From there to completion.
+    pub(crate) reply_us: u64,
+    /// Submit to completion.
+    pub(crate) total_us: u64,
+    /// By member: submit to its answer; absent when that did not come before the operation was
+    /// decided.
+    pub(crate) answered_us: Vec<Option<u64>>,
 }
 
 /// How far the replacement of a replica is.
@@ -215,6 +251,12 @@ pub(crate) struct EngineReport {
     pub(crate) members: Vec<MemberReport>,
     /// Latencies by operation and stage.
     pub(crate) latencies: Vec<StageReport>,
+    /// The slowest operations, the slowest first.
+    #[serde(default)]
+    pub(crate) slowest: Vec<SlowReport>,
+    /// How long they have been collected for.
+    #[serde(default)]
+    pub(crate) slowest_ms: u64,
     /// Counts since the start.
     pub(crate) counters: Vec<Counter>,
     /// Clients over NBD.

@@ -4,9 +4,11 @@ use crate::admin::api::{Latency, ProcessReport};
 use crate::admin::metrics::{Samples, Snapshot};
 use core::time::Duration;
 use trilith_block::Monotonic;
+use trilith_block::histogram::Histogram;
 use trilith_runtime::Io;
 
-fn micros(span: Duration) -> u64 {
+/// A span in microseconds.
+pub(crate) fn micros(span: Duration) -> u64 {
     u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
 }
 
@@ -15,50 +17,22 @@ pub(crate) fn millis(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Summary of an engine's histogram.
-pub(crate) fn engine_latency(histogram: &trilith_engine::histogram::Histogram) -> Latency {
+/// Summary of a histogram.
+pub(crate) fn latency(histogram: &Histogram) -> Latency {
     Latency {
         count: histogram.count(),
         p50_us: micros(histogram.quantile(500)),
         p99_us: micros(histogram.quantile(990)),
         p999_us: micros(histogram.quantile(999)),
+        max_us: micros(histogram.max()),
     }
 }
 
-/// Counts of an engine's histogram.
-pub(crate) fn engine_samples(histogram: &trilith_engine::histogram::Histogram) -> Samples {
+/// Counts of a histogram.
+pub(crate) fn samples(histogram: &Histogram) -> Samples {
     Samples {
         sum_ns: histogram.sum_ns(),
         buckets: histogram.buckets().collect(),
-    }
-}
-
-/// Summary of a replica's histogram.
-pub(crate) fn replica_latency(histogram: &trilith_replica::Histogram) -> Latency {
-    Latency {
-        count: histogram.count(),
-        p50_us: histogram.quantile_ns(500) / 1000,
-        p99_us: histogram.quantile_ns(990) / 1000,
-        p999_us: histogram.quantile_ns(999) / 1000,
-    }
-}
-
-/// Counts of a replica's histogram.
-pub(crate) fn replica_samples(histogram: &trilith_replica::Histogram) -> Samples {
-    let end = |bucket: usize| {
-        2u64.checked_shl(u32::try_from(bucket).unwrap_or(63))
-            .unwrap_or(u64::MAX)
-    };
-    let buckets = histogram
-        .counts
-        .iter()
-        .enumerate()
-        .filter(|(_, count)| **count > 0);
-    Samples {
-        sum_ns: histogram.total_ns,
-        buckets: buckets
-            .map(|(bucket, count)| (end(bucket), *count))
-            .collect(),
     }
 }
 

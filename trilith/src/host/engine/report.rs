@@ -2,11 +2,16 @@
 
 use super::wiring::EngineHost;
 use crate::admin::api::{
-    Counter, EngineReport, IscsiReport, MemberReport, NbdReport, StageReport, UblkReport,
+    Counter, EngineReport, IscsiReport, MemberReport, NbdReport, SlowReport, StageReport,
+    UblkReport,
 };
 use crate::admin::http::{Answer, Status as HttpStatus};
 use crate::admin::metrics::Snapshot;
-use crate::host::report::{engine_latency, engine_samples, millis, process, process_metrics};
+use crate::host::report::{
+    latency as latency_of, micros, millis, process, process_metrics, samples,
+};
+use trilith_block::{Monotonic, Op};
+use trilith_engine::slowest::SlowOp;
 use trilith_engine::status::{Latencies, Link, MemberStatus, Role, Stage, StageLatency, Status};
 use trilith_engine::{Mode, Waiting};
 use trilith_runtime::Io;
@@ -88,8 +93,34 @@ fn stage(stage: Stage) -> &'static str {
         Stage::Admit => "admit",
         Stage::Queue => "queue",
         Stage::Replicate => "replicate",
-        Stage::Ack => "ack",
+        Stage::Reply => "reply",
         Stage::Total => "total",
+    }
+}
+
+fn slow(op: &SlowOp, now: Monotonic) -> SlowReport {
+    let operation = match op.op {
+        Op::Read => "read",
+        Op::Write => "write",
+        Op::Flush => "flush",
+        Op::Discard => "discard",
+        Op::WriteZeroes => "zeroes",
+        Op::Prefetch => "prefetch",
+        Op::BlockStatus => "status",
+    };
+    SlowReport {
+        operation: operation.to_owned(),
+        fua: op.fua,
+        ok: op.ok,
+        offset: op.range.offset,
+        length: op.range.len,
+        age_ms: millis(now.since(op.submitted)),
+        admit_us: micros(op.admit),
+        queue_us: micros(op.queue),
+        replicate_us: micros(op.replicate),
+        reply_us: micros(op.reply),
+        total_us: micros(op.total),
+        answered_us: op.answered.map(|after| after.map(micros)).to_vec(),
     }
 }
 
@@ -184,8 +215,9 @@ impl EngineHost {
             free_extents: status.free_extents,
             in_flight_entries: status.in_flight_entries,
             in_flight_bytes: status.in_flight_bytes,
-            write_latency: engine_latency(&status.write_latency),
-            read_latency: engine_latency(&status.read_latency),
+            write_latency: latency_of(&status.write_latency),
+            read_latency: latency_of(&status.read_latency),
+            wire_latency: latency_of(&status.wire_latency),
         }
     }
 
@@ -254,7 +286,7 @@ impl EngineHost {
                 latencies.push(StageReport {
                     operation: operation.to_owned(),
                     stage: stage(which).to_owned(),
-                    latency: engine_latency(histogram),
+                    latency: latency_of(histogram),
                 });
             }
         }
@@ -286,6 +318,8 @@ impl EngineHost {
                 .map(|m| self.member_report(m))
                 .collect(),
             latencies,
+            slowest: status.slowest.iter().map(|op| slow(op, now)).collect(),
+            slowest_ms: millis(status.slowest_span),
             counters: counters(&status)
                 .into_iter()
                 .map(|(name, _, value)| Counter {
@@ -323,12 +357,7 @@ impl EngineHost {
                     ("operation", operation.to_owned()),
                     ("stage", stage(which).to_owned()),
                 ];
-                out.histogram(
-                    latency,
-                    "Latency by stage",
-                    labels,
-                    engine_samples(histogram),
-                );
+                out.histogram(latency, "Latency by stage", labels, samples(histogram));
             }
         }
         for (name, help, value) in counters(&status) {
@@ -574,6 +603,12 @@ fn member_metrics(member: &MemberStatus, out: &mut Snapshot) {
         let mut labels = labels();
         labels.push(("operation", operation.to_owned()));
         let name = "trilith_engine_member_latency_seconds";
-        out.histogram(name, "Send to answer", labels, engine_samples(histogram));
+        out.histogram(name, "Send to answer", labels, samples(histogram));
     }
+    out.histogram(
+        "trilith_engine_member_wire_seconds",
+        "There and back of heartbeats",
+        labels(),
+        samples(&member.wire_latency),
+    );
 }

@@ -522,6 +522,14 @@ impl EngineHost {
             (Method::Post, target) if target.starts_with(super::replace::TARGET) => {
                 self.ask_to_replace(io, target)
             }
+            (Method::Post, "/slowest/reset") => {
+                let now = io.now();
+                self.parts.engine.forget_slowest(now);
+                Answer::text(
+                    Status::Ok,
+                    "the slowest operations from now on are collected",
+                )
+            }
             (Method::Post, "/ublk/recover") => self.recover_device(),
             (
                 _,
@@ -529,11 +537,12 @@ impl EngineHost {
                 | "/metrics"
                 | "/volume/accept-loss"
                 | "/volume/step-down"
+                | "/slowest/reset"
                 | "/ublk/recover",
             ) => Answer::text(Status::BadMethod, "expected another method"),
             _ => Answer::text(
                 Status::NotFound,
-                "expected /status, /metrics, /volume/... or /ublk/recover",
+                "expected /status, /metrics, /slowest/reset, /volume/... or /ublk/recover",
             ),
         }
     }

@@ -4,7 +4,7 @@ use super::wiring::ReplicaHost;
 use crate::admin::api::{Counter, ReplicaReport, StageReport};
 use crate::admin::http::{Answer, Status as HttpStatus};
 use crate::admin::metrics::Snapshot;
-use crate::host::report::{process, process_metrics, replica_latency, replica_samples};
+use crate::host::report::{latency as latency_of, process, process_metrics, samples};
 use trilith_replica::Histogram;
 use trilith_replica::Status;
 use trilith_replica::status::{Latencies, Role};
@@ -177,7 +177,7 @@ impl ReplicaHost {
                 .map(|(operation, histogram)| StageReport {
                     operation: operation.to_owned(),
                     stage: "disk".to_owned(),
-                    latency: replica_latency(histogram),
+                    latency: latency_of(histogram),
                 })
                 .collect(),
             counters: counters(&status)
@@ -256,12 +256,7 @@ impl ReplicaHost {
         for (operation, histogram) in operations(&status.latencies) {
             let labels = vec![("operation", operation.to_owned())];
             let name = "trilith_replica_disk_latency_seconds";
-            out.histogram(
-                name,
-                "Latency of the device",
-                labels,
-                replica_samples(histogram),
-            );
+            out.histogram(name, "Latency of the device", labels, samples(histogram));
         }
         for (name, help, value) in counters(&status) {
             out.counter(name, help, Vec::new(), value);

@@ -9,7 +9,7 @@ const PART_BITS: usize = HISTOGRAM_PARTS.trailing_zeros() as usize;
 const _: () = assert!(1 << PART_BITS == HISTOGRAM_PARTS);
 
 /// Counts of latencies.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Histogram {
     counts: [u64; BUCKETS],
     count: u64,
