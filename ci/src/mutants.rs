@@ -22,8 +22,7 @@ const BY_TESTS: &[(&str, &str, &str)] = &[
     ("flush_not_asked_again", "trilith-engine", "tests::members"),
     ("lease_forgotten", "trilith-replica", "tests::votes"),
     ("resend_overtakes", "trilith-replica", "a_failed_entry"),
-    ("maps_not_evicted", "trilith-replica", "maps_of_extents"),
-    ("evicted_above_tidx", "trilith-replica", "without_tidx"),
+    ("evicted_above_tidx", "trilith-replica", "above_tidx_stays"),
 ];
 
 /// The quarter that a commit gets.

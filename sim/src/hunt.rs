@@ -43,6 +43,7 @@ const CHEAP: &[(Mutant, u64)] = &[
     (Mutant::FlushFailureIgnored, 1_000_170),
     (Mutant::LogAfterData, 1_000_043),
     (Mutant::EvictedBeforeFlush, 1_000_327),
+    (Mutant::MapsNotEvicted, 1_000_560),
     (Mutant::JournalRewritten, 1_000_043),
     (Mutant::RingReusedEarly, 1_000_170),
     (Mutant::WindowNotConverted, 1_000_020),

@@ -301,12 +301,14 @@ impl Cluster {
         let me = facts.member;
         if !facts.iss.contains(me) {
             // D1: those that count know that it is out.
-            let knowing = self.durable_facts().filter(|(h, f)| {
+            let knowing = members(self.durable_facts().filter(|(h, f)| {
                 let later = f.se.term > facts.se.term;
                 let same = f.se.term == facts.se.term && !f.iss.contains(me) && f.is_complete();
                 *h != host && (later || same)
-            });
-            if !self.is_decided(members(knowing)) {
+            }));
+            // One that is being rebuilt hears of the epochs of others, maybe later than of its own join.
+            let was_out = before.se.term == facts.se.term && !before.is_complete();
+            if !was_out && !self.is_decided(knowing) {
                 return Some(format!("D1: told that it is out in {:?}", facts.se));
             }
             self.watches[host].expected = self.common_dirty(host, facts);

@@ -316,6 +316,36 @@ fn without_tidx_nothing_is_evicted_and_the_window_still_fits_the_log() {
     assert_eq!(world.store.counters().al_evictions, 0);
 }
 
+/// A repair of the first block of an extent: it belongs to no entry.
+fn repair_extent(world: &mut World, extent: u64) {
+    let buf = world.payload(1, 9);
+    let (buffers, out) = (&mut world.buffers, &mut world.out);
+    let at = range(extent * 1024, 1);
+    let repair = world
+        .store
+        .repair(Token(extent), at, Change::Write(buf), buffers, out);
+    assert_eq!(repair, Ok(()));
+    world.buffers.release(buf.buf);
+    world.run();
+}
+
+#[test]
+fn an_extent_with_an_entry_above_tidx_stays_in_the_log_though_it_is_the_oldest() {
+    let mut world = World::new();
+    world.write(1, range(1024, 1), 1);
+    world.run();
+    for extent in [0, 2, 3, 4, 5, 6] {
+        repair_extent(&mut world, extent);
+    }
+    assert!(world.store.counters().al_evictions >= 2);
+    let logged = |world: &World| world.store.activity_log(ExtentNo(1)).next();
+    assert_eq!(logged(&world), Some(ExtentNo(1)), "L2 (b)");
+    world.store.set_tidx(Idx(1));
+    repair_extent(&mut world, 7);
+    let left = logged(&world) != Some(ExtentNo(1));
+    assert!(left, "it leaves when all have the entry");
+}
+
 #[test]
 fn the_ring_wraps_under_checkpoints_and_votes_are_kept() {
     let mut world = World::new();
