@@ -88,12 +88,14 @@ pub(crate) fn sim(seeds: u64, fresh: bool) -> Result<()> {
             .context("read the commit's hash as a number")?;
     }
     if !fresh {
-        simulate(ISCSI_SEEDS_FROM, (seeds / 4).max(1))?;
+        simulate(ISCSI_SEEDS_FROM, (seeds / 4).max(1), false)?;
     }
-    simulate(from, seeds)
+    // Fewer seeds, or others, may well miss a mark.
+    simulate(from, seeds, !fresh && seeds >= SEEDS_FOR_MARKS)
 }
 
-fn simulate(from: u64, seeds: u64) -> Result<()> {
+/// Runs seeds. `marks`: they must reach every coverage mark that is not seldom.
+fn simulate(from: u64, seeds: u64, marks: bool) -> Result<()> {
     say(&format!("simulating seeds {from} to {}", from + seeds - 1));
     let (count, from) = (seeds.to_string(), from.to_string());
     let mut args = vec![
@@ -113,8 +115,7 @@ fn simulate(from: u64, seeds: u64) -> Result<()> {
         "--jobs",
         "2",
     ];
-    // Fewer seeds, or others, may well miss one.
-    if !fresh && seeds >= SEEDS_FOR_MARKS {
+    if marks {
         args.push("--marks");
     }
     cargo(&args)
