@@ -252,7 +252,14 @@ impl Engine {
             return false;
         };
         if !entry.targets.contains(member) || entry.acks.contains(member) {
+            // C21: a FLUSH that was accepted before an earlier entry may be done nowhere.
+            let owed = matches!(entry.kind, EntryKind::Flush)
+                && entry.acks.contains(member)
+                && peer.flushed < idx;
             peer.cursor = idx.next();
+            if owed {
+                self.ask_flush(member, idx, cx);
+            }
             return true;
         }
         let header_only = entry.skip.contains(member);

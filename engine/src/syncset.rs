@@ -551,16 +551,21 @@ impl Engine {
             return;
         }
         if let Some(idx) = self.flush_out.iter().rev().find(accepted).copied() {
-            mark::reached(Mark::FlushAskedAgain);
-            let flush = Message::Flush {
-                term: self.term,
-                idx,
-                // Not the present one: it must not overtake a SYNCSET that is sent after this (C18).
-                tidx: Idx(0),
-                sent_at: cx.now.0,
-            };
-            self.send(member, &flush, None, cx);
+            self.ask_flush(member, idx, cx);
         }
+    }
+
+    /// A flush that a member has accepted, and maybe not done, is asked for again (C12, C21).
+    pub(crate) fn ask_flush(&mut self, member: MemberId, idx: Idx, cx: &mut Cx<'_>) {
+        mark::reached(Mark::FlushAskedAgain);
+        let flush = Message::Flush {
+            term: self.term,
+            idx,
+            // Not the present one: it must not overtake a SYNCSET that is sent after this (C18).
+            tidx: Idx(0),
+            sent_at: cx.now.0,
+        };
+        self.send(member, &flush, None, cx);
     }
 
     /// 6.2: a member of iss lost its window. What it accepted beyond its watermark is void; its
