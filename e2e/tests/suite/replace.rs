@@ -329,7 +329,11 @@ fn who_was_replaced_neither_votes_nor_counts() -> Result<()> {
     let voter = ByHand::replica(&cluster, 0, &cluster.replica_dir(0))?;
     for member in 0..3 {
         let name = format!("replica-{member}");
-        wait_until(&name, || !ask(&cluster, &name).is_null())?;
+        wait_until(&name, || {
+            ask(&cluster, &name)["role"]
+                .as_str()
+                .is_some_and(|role| role != "opening")
+        })?;
     }
     ensure!(ask(&cluster, "replica-1")["role"] == "retired");
     // An engine that was told of the first three only, as an old script would.
