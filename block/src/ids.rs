@@ -153,6 +153,11 @@ impl MemberSet {
         usize::try_from(self.0.count_ones()).unwrap_or(0)
     }
 
+    /// How many of them are a majority.
+    pub fn majority(self) -> usize {
+        self.count() / 2 + 1
+    }
+
     /// True when no member is in the set.
     pub fn is_empty(self) -> bool {
         self.0 == 0

@@ -31,10 +31,6 @@ impl From<MemberSet> for Membership {
     }
 }
 
-fn majority(set: MemberSet) -> usize {
-    set.count() / 2 + 1
-}
-
 impl Membership {
     /// Everyone who has a place in it: voters, those to be, and who only learns.
     pub fn members(&self) -> MemberSet {
@@ -76,7 +72,7 @@ impl Membership {
     /// True when `set` can decide: it has a majority of the voters and, in a joint configuration,
     /// of the next ones as well.
     pub fn is_majority(&self, set: MemberSet) -> bool {
-        let has = |of: MemberSet| majority(of) <= set.and(of).count();
+        let has = |of: MemberSet| of.majority() <= set.and(of).count();
         !self.voters.is_empty() && has(self.voters) && (!self.both_decide() || has(self.next))
     }
 
@@ -88,7 +84,7 @@ impl Membership {
                 *slot = reached(member);
             }
             values.sort_unstable_by(|a, b| b.cmp(a));
-            values[majority(set).min(MEMBERS_MAX) - 1]
+            values[set.majority().min(MEMBERS_MAX) - 1]
         };
         let voters = of(self.voters);
         if self.both_decide() {

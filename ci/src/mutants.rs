@@ -27,33 +27,14 @@ const BY_TESTS: &[(&str, &str, &str)] = &[
 
 /// The quarter that a commit gets.
 pub(crate) fn quarter_of_commit() -> Result<u64> {
-    let commit = run::output("git", &["rev-parse", "HEAD"])?;
-    let number = u64::from_str_radix(commit.trim().get(..8).unwrap_or("0"), 16);
-    Ok(number.context("read the commit's hash as a number")? % 4)
+    Ok(run::commit_number(8)? % 4)
 }
 
 /// Hunts all mutants, or those of a quarter.
 pub(crate) fn hunt(quarter: Option<u64>) -> Result<()> {
     let (seeds, from) = (SEEDS_MAX.to_string(), SEEDS_FROM.to_string());
     let number = quarter.map(|q| (q % 4).to_string());
-    let mut args = vec![
-        "run",
-        "--quiet",
-        "--profile",
-        "sim",
-        "-p",
-        "sim",
-        "--features",
-        "proof",
-        "--",
-        "--mutants",
-        "--seeds",
-        &seeds,
-        "--from",
-        &from,
-        "--jobs",
-        "2",
-    ];
+    let mut args = vec!["--mutants", "--seeds", &seeds, "--from", &from];
     if let Some(number) = &number {
         args.extend(["--quarter", number]);
     }
@@ -61,7 +42,7 @@ pub(crate) fn hunt(quarter: Option<u64>) -> Result<()> {
     for name in elsewhere {
         args.extend(["--except", name]);
     }
-    run::cargo(&args)?;
+    run::simulator(&args)?;
     let chosen = BY_TESTS.iter().enumerate();
     let chosen = chosen.filter(|(at, _)| quarter.is_none_or(|q| *at as u64 % 4 == q % 4));
     for (_, (name, package, filter)) in chosen {

@@ -83,9 +83,7 @@ const SEEDS_FOR_MARKS: u64 = 1000;
 pub(crate) fn sim(seeds: u64, fresh: bool) -> Result<()> {
     let mut from = SEEDS_FROM;
     if fresh {
-        let commit = output("git", &["rev-parse", "HEAD"])?;
-        from = u64::from_str_radix(commit.trim().get(..12).unwrap_or("0"), 16)
-            .context("read the commit's hash as a number")?;
+        from = commit_number(12)?;
     }
     if !fresh {
         simulate(ISCSI_SEEDS_FROM, (seeds / 4).max(1), false)?;
@@ -98,27 +96,32 @@ pub(crate) fn sim(seeds: u64, fresh: bool) -> Result<()> {
 fn simulate(from: u64, seeds: u64, marks: bool) -> Result<()> {
     say(&format!("simulating seeds {from} to {}", from + seeds - 1));
     let (count, from) = (seeds.to_string(), from.to_string());
-    let mut args = vec![
-        "run",
-        "--quiet",
-        "--profile",
-        "sim",
-        "-p",
-        "sim",
-        "--features",
-        "proof",
-        "--",
-        "--seeds",
-        &count,
-        "--from",
-        &from,
-        "--jobs",
-        "2",
-    ];
+    let mut args = vec!["--seeds", &count, "--from", &from];
     if marks {
         args.push("--marks");
     }
-    cargo(&args)
+    simulator(&args)
+}
+
+/// The simulator with these arguments, built to break rules and to count marks, on both processors.
+pub(crate) fn simulator(args: &[&str]) -> Result<()> {
+    let build = ["--profile", "sim", "-p", "sim", "--features", "proof"];
+    cargo(
+        &[
+            &["run", "--quiet"],
+            &build[..],
+            &["--", "--jobs", "2"],
+            args,
+        ]
+        .concat(),
+    )
+}
+
+/// The first hexadecimal digits of the commit's hash as a number.
+pub(crate) fn commit_number(digits: usize) -> Result<u64> {
+    let commit = output("git", &["rev-parse", "HEAD"])?;
+    let number = u64::from_str_radix(commit.trim().get(..digits).unwrap_or("0"), 16);
+    number.context("read the commit's hash as a number")
 }
 
 /// The end-to-end tests, one at a time: they measure nothing, but they do fill both cores.

@@ -216,7 +216,7 @@ impl EngineConfig {
 
     /// Voters that make a majority, as far as the driver knows them.
     pub fn majority(&self) -> usize {
-        self.members.count() / 2 + 1
+        self.members.majority()
     }
 
     /// Checks the configuration.

@@ -8,6 +8,7 @@ use crate::cluster::{Cluster, Event};
 use crate::entropy::Entropy;
 use crate::initiator::{Command, Heard, Manners, Session, TARGET};
 use crate::initiator::{cdb10, cdb16, compare_and_write, unmap};
+use crate::nbd::Part;
 use crate::process::{EngineProgram, Node};
 use crate::workload::Wish;
 use crate::world::{MICROS, MILLIS, Nanos, SECONDS};
@@ -16,7 +17,7 @@ use std::collections::{BTreeMap, VecDeque};
 use trilith_block::request::Target;
 use trilith_block::{
     Actions, Buffers, Completion, ConnId, ErrorKind, FrontendAction, FrontendEvent, Machine,
-    Monotonic, Op, Request, Stream, StreamEvent, Tag, VolumeInfo, Want,
+    Monotonic, Op, Request, Stream, StreamEvent, Tag, VolumeInfo,
 };
 use trilith_engine::order::{Holders, Order};
 use trilith_frontend_iscsi::{IscsiConfig, IscsiTarget};
@@ -228,25 +229,10 @@ impl Iscsi {
                 return;
             }
             let want = self.target.want(conn, arena);
-            let taken = match want {
-                Want::Pause => return,
-                Want::Header(len) => len,
-                Want::Payload(slice) => slice.len as usize,
-                Want::Discard(len) => usize::try_from(len).unwrap_or(usize::MAX),
-            };
-            if session.up.len() < taken {
+            let Some(part) = Part::take(want, &mut session.up, arena) else {
                 return;
-            }
-            let bytes: Vec<u8> = session.up.drain(..taken).collect();
-            let event = match want {
-                Want::Header(_) => StreamEvent::Header(&bytes),
-                Want::Payload(slice) => {
-                    arena.bytes_mut(slice).copy_from_slice(&bytes);
-                    StreamEvent::Payload
-                }
-                Want::Discard(_) | Want::Pause => StreamEvent::Payload,
             };
-            let event = FrontendEvent::Stream(conn, event);
+            let event = FrontendEvent::Stream(conn, part.event());
             self.target.step(now, event, arena, &mut self.out);
         }
     }

@@ -173,31 +173,48 @@ impl Nbd {
                 return worked;
             }
             let want = self.server.want(conn, arena);
-            let taken = match want {
-                Want::Pause => return worked,
-                Want::Header(len) => len,
-                Want::Payload(slice) => slice.len as usize,
-                Want::Discard(len) => usize::try_from(len).unwrap_or(usize::MAX),
-            };
-            if client.up.len() < taken {
+            let Some(part) = Part::take(want, &mut client.up, arena) else {
                 return worked;
-            }
-            let bytes: Vec<u8> = client.up.drain(..taken).collect();
-            let event = match want {
-                Want::Header(_) => StreamEvent::Header(&bytes),
-                Want::Payload(slice) => {
-                    arena.bytes_mut(slice).copy_from_slice(&bytes);
-                    StreamEvent::Payload
-                }
-                Want::Discard(_) | Want::Pause => StreamEvent::Payload,
             };
-            self.server.step(
-                now,
-                FrontendEvent::Stream(conn, event),
-                arena,
-                &mut self.out,
-            );
+            let event = FrontendEvent::Stream(conn, part.event());
+            self.server.step(now, event, arena, &mut self.out);
             worked = true;
+        }
+    }
+}
+
+/// What a frontend gets next of the bytes that a client has sent.
+pub(crate) enum Part {
+    Header(Vec<u8>),
+    Payload,
+}
+
+impl Part {
+    /// Takes what is wanted from `sent`, as the loop does; nothing while it is not all there.
+    pub(crate) fn take(want: Want, sent: &mut Vec<u8>, arena: &mut SimBuffers) -> Option<Part> {
+        let len = match want {
+            Want::Pause => return None,
+            Want::Header(len) => len,
+            Want::Payload(slice) => slice.len as usize,
+            Want::Discard(len) => usize::try_from(len).unwrap_or(usize::MAX),
+        };
+        if sent.len() < len {
+            return None;
+        }
+        let bytes: Vec<u8> = sent.drain(..len).collect();
+        match want {
+            Want::Header(_) => return Some(Part::Header(bytes)),
+            Want::Payload(slice) => arena.bytes_mut(slice).copy_from_slice(&bytes),
+            Want::Discard(_) | Want::Pause => {}
+        }
+        Some(Part::Payload)
+    }
+
+    /// As the frontend is told.
+    pub(crate) fn event(&self) -> StreamEvent<'_> {
+        match self {
+            Part::Header(bytes) => StreamEvent::Header(bytes),
+            Part::Payload => StreamEvent::Payload,
         }
     }
 }

@@ -18,7 +18,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use trilith_block::{MemberId, MemberSet};
-use trilith_runtime::{Backend, Loop, LoopConfig, Signal};
 
 /// Pause between two looks at what `up` has remembered.
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
@@ -124,13 +123,7 @@ fn check_length(dir: &Path) -> anyhow::Result<()> {
 }
 
 fn make(state: &VolumeState, old: usize, new: &Replica) -> anyhow::Result<()> {
-    let mut turns = Loop::new(LoopConfig {
-        backend: Backend::Plain,
-        ..LoopConfig::default()
-    })?;
-    turns
-        .io()
-        .catch_signals(&[Signal::Terminate, Signal::Interrupt, Signal::Hangup])?;
+    let mut turns = format::turns()?;
     let numbers = state.replicas.iter().map(|r| r.member);
     let voters = numbers
         .filter(|member| *member != old)

@@ -109,10 +109,6 @@ impl Plan {
     }
 }
 
-fn majority(voters: MemberSet) -> usize {
-    voters.count() / 2 + 1
-}
-
 /// A promise with what the rules ask of it again and again.
 struct Voter<'a> {
     promise: &'a Promise,
@@ -285,7 +281,7 @@ fn is_lossy(q: &[Voter<'_>], voters: MemberSet, missing: MemberSet) -> bool {
         v.in_m && v.void && !mark::reached_if(demoted, Mark::KnownByDemotion)
     });
     let unknown = missing.or(set_of(unknown));
-    majority(voters) <= unknown.and(voters).count()
+    voters.majority() <= unknown.and(voters).count()
 }
 
 /// R2, the policy: go on at once when nobody is missing, else after the configured wait. Never with

@@ -127,8 +127,8 @@ fn nonsense_is_refused_without_the_engine() {
     assert_eq!(rig.one(), UblkAction::Commit(slot(0, 0), -libc::EOPNOTSUPP));
 }
 
-#[test]
-fn writes_wait_for_memory_in_their_order() {
+/// A write has taken all the memory there is.
+fn full_arena() -> Rig {
     let mut rig = Rig::new(1 << 20);
     rig.step(UblkEvent::Attached {
         queues: 1,
@@ -137,6 +137,12 @@ fn writes_wait_for_memory_in_their_order() {
     rig.take();
     rig.request(slot(0, 0), write(0, 2048));
     rig.take();
+    rig
+}
+
+#[test]
+fn writes_wait_for_memory_in_their_order() {
+    let mut rig = full_arena();
     rig.request(slot(0, 1), write(0, 8));
     rig.request(slot(0, 2), write(0, 8));
     rig.settle();
@@ -161,14 +167,7 @@ fn writes_wait_for_memory_in_their_order() {
 
 #[test]
 fn writes_that_wait_for_memory_fail_when_a_loss_is_accepted() {
-    let mut rig = Rig::new(1 << 20);
-    rig.step(UblkEvent::Attached {
-        queues: 1,
-        depth: 4,
-    });
-    rig.take();
-    rig.request(slot(0, 0), write(0, 2048));
-    rig.take();
+    let mut rig = full_arena();
     rig.copied(slot(0, 0), Ok(()));
     let with_engine = submitted(&mut rig);
     rig.request(slot(0, 1), write(0, 8));

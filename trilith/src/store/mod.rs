@@ -9,7 +9,6 @@ use crate::exit::{Exit, setup};
 use crate::host::process;
 use crate::host::replica::format;
 use crate::output;
-use trilith_runtime::{Backend, Loop, LoopConfig, Signal};
 
 /// Runs the command.
 ///
@@ -25,13 +24,7 @@ pub(crate) fn run(command: &StoreCommand) -> anyhow::Result<Exit> {
 }
 
 fn format_store(args: &FormatArgs) -> anyhow::Result<Exit> {
-    let mut turns = Loop::new(LoopConfig {
-        backend: Backend::Plain,
-        ..LoopConfig::default()
-    })?;
-    turns
-        .io()
-        .catch_signals(&[Signal::Terminate, Signal::Interrupt, Signal::Hangup])?;
+    let mut turns = format::turns()?;
     let new = format::New {
         volume: args.volume,
         replica: process::new_uuid()?,
@@ -61,6 +54,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
     use std::path::Path;
     use trilith_block::Uuid;
+    use trilith_runtime::{Backend, Loop, LoopConfig};
 
     fn formatted(dir: &Path) {
         let arena = trilith_runtime::ArenaConfig {

@@ -82,6 +82,21 @@ impl Child {
             succeeded: false,
         }
     }
+
+    /// Asks it to stop when it runs and is to stop; ends it when it has taken too long.
+    fn stop(&mut self, now: Monotonic, wanted: bool, out: &mut Vec<Do>) {
+        match self.state {
+            State::Running(_) if wanted => {
+                self.state = State::Stopping(now.after(STOP_TIME_MAX));
+                out.push(Do::Stop(self.id));
+            }
+            State::Stopping(until) if until <= now => {
+                self.state = State::Killed;
+                out.push(Do::Kill(self.id));
+            }
+            _ => {}
+        }
+    }
 }
 
 /// The machine.
@@ -214,15 +229,7 @@ impl Supervisor {
                     child.state = State::Starting;
                     out.push(Do::Start(child.id));
                 }
-                State::Running(_) if child.retired => {
-                    child.state = State::Stopping(now.after(STOP_TIME_MAX));
-                    out.push(Do::Stop(child.id));
-                }
-                State::Stopping(until) if until <= now => {
-                    child.state = State::Killed;
-                    out.push(Do::Kill(child.id));
-                }
-                _ => {}
+                _ => child.stop(now, child.retired, out),
             }
         }
     }
@@ -239,17 +246,7 @@ impl Supervisor {
             .all(|child| child.id != ChildId::Engine || child.state == State::Over);
         for child in &mut self.children {
             let turn = child.id == ChildId::Engine || engine_over;
-            match child.state {
-                State::Running(_) if turn => {
-                    child.state = State::Stopping(now.after(STOP_TIME_MAX));
-                    out.push(Do::Stop(child.id));
-                }
-                State::Stopping(until) if until <= now => {
-                    child.state = State::Killed;
-                    out.push(Do::Kill(child.id));
-                }
-                _ => {}
-            }
+            child.stop(now, turn, out);
         }
         if !self.left && self.children.iter().all(|child| child.state == State::Over) {
             self.left = true;

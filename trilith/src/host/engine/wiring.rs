@@ -461,7 +461,7 @@ impl EngineHost {
 
     /// Which replicas decide, when that is a majority of these; else entries wait for nobody.
     pub(super) fn wait_for(&mut self, voters: Option<MemberSet>) {
-        let majority = voters.map_or(usize::MAX, |voters| voters.count() / 2 + 1);
+        let majority = voters.map_or(usize::MAX, MemberSet::majority);
         self.lanes.set_majority(majority);
     }
 

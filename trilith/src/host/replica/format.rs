@@ -9,7 +9,8 @@ use std::path::Path;
 use trilith_block::{ConnId, MemberId, MemberSet, Monotonic, StreamEvent, Uuid, Want};
 use trilith_replica::store::{DiskError, Format, FormatParams, Geometry, StoreOut};
 use trilith_runtime::{
-    DataFile, DiskDone, FileKind, Handler, Io, ListenerId, Loop, OpenFile, Signal,
+    Backend, DataFile, DiskDone, FileKind, Handler, Io, ListenerId, Loop, LoopConfig, OpenFile,
+    Signal,
 };
 
 /// Name of the metadata file. It gets this name when the store is complete.
@@ -31,6 +32,20 @@ pub(crate) struct New {
     pub(crate) replacement: bool,
     /// It replaces another one in a volume that is served: who votes when it has its place.
     pub(crate) newcomer: Option<MemberSet>,
+}
+
+/// A loop to make a store with, which ends at a signal.
+///
+/// # Errors
+/// When the kernel refuses it.
+pub(crate) fn turns() -> anyhow::Result<Loop> {
+    let mut turns = Loop::new(LoopConfig {
+        backend: Backend::Plain,
+        ..LoopConfig::default()
+    })?;
+    let signals = [Signal::Terminate, Signal::Interrupt, Signal::Hangup];
+    turns.io().catch_signals(&signals)?;
+    Ok(turns)
 }
 
 /// True when a complete store was made in the directory once.
