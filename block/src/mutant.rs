@@ -89,6 +89,7 @@ mutants! {
     UntaintedRestart "untainted_restart" "T21: a replica that lost its window restarts untainted",
     TaintForgetsLog "taint_forgets_log" "M2: a taint does not turn the activity log into need",
     JointIgnored "joint_ignored" "C20: in a joint configuration the old voters decide alone",
+    LossNotHandedOn "loss_not_handed_on" "C22: a newcomer votes without knowing the loss epoch",
     NbdFuaDropped "nbd_fua_dropped" "NBD: the frontend does not pass FUA on",
     NbdFlushDropped "nbd_flush_dropped" "NBD: the frontend answers a flush by itself",
 }

@@ -39,6 +39,8 @@ impl Engine {
                 }
             }
             Message::ReconcileDone { term } if ours(term) => {
+                let loss = self.peers[member.index()].loss_sent;
+                self.loss_durable(member, loss);
                 self.recovery_event(RecoveryEvent::ReconcileDone(member), cx);
             }
             Message::RepairDone { term, tag, status } if ours(term) => {

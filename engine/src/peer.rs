@@ -116,6 +116,10 @@ pub(crate) struct Peer {
     pub(crate) generation: u64,
     /// Generation of the last RECONFIGURE on this session.
     pub(crate) generation_sent: u64,
+    /// Loss epoch that is durable there, as far as is known.
+    pub(crate) loss: u32,
+    /// Loss epoch of the last RECONCILE on this session.
+    pub(crate) loss_sent: u32,
     pub(crate) lost_at: Monotonic,
     /// `None` only while a frame of this session is being handled.
     pub(crate) decoder: Option<Decoder>,
@@ -193,6 +197,8 @@ impl Peer {
             protocol: 0,
             generation: 0,
             generation_sent: 0,
+            loss: 0,
+            loss_sent: 0,
             lost_at: now,
             decoder: Some(Decoder::new()),
             receive: Receive::Head,

@@ -13,6 +13,8 @@ use crate::recovery::Promise;
 use crate::survey::add_records;
 use crate::syncset::Standing;
 use core::time::Duration;
+use trilith_block::mark::{self, Mark};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{
     BufSlice, ChunkMap, ExtentNo, MemberId, MemberSet, Membership, Monotonic, Uuid,
 };
@@ -119,6 +121,7 @@ impl Engine {
         self.generation_heard = self.generation_heard.max(told.generation);
         let peer = &mut self.peers[member.index()];
         (peer.generation, peer.generation_sent) = (told.generation, 0);
+        (peer.loss, peer.loss_sent) = (state.loss, 0);
         // T18: an empty replica has no say. It may only learn.
         let learns = known.generation > 0 && !known.joint && known.joining().contains(member);
         let odd = told.generation == known.generation && told != known;
@@ -392,8 +395,12 @@ impl Engine {
         if !ready {
             return;
         }
-        let joint = self.membership.joined(self.term);
-        if let Some(config) = joint.filter(|c| c.is_majority(here)) {
+        let aware = self.aware_of_loss();
+        let joint = self
+            .membership
+            .joined(self.term)
+            .filter(|c| c.is_majority(here) && c.is_majority(aware) && aware.contains(new));
+        if let Some(config) = joint {
             self.set_config(config);
             self.change = Change::default();
             self.spread(cx);
@@ -403,6 +410,33 @@ impl Engine {
             self.issue_syncset(iss, trk, None, trk, cx);
             self.change.barrier = Some(self.sync.n);
         }
+    }
+
+    /// C22: RECONCILE with the loss epoch to a member that may not know it. TERMSTART has told those
+    /// of the first in-sync set; a vote is given to nobody else before its answer.
+    pub(crate) fn tell_loss(&mut self, member: MemberId, cx: &mut Cx<'_>) {
+        let peer = &self.peers[member.index()];
+        let told = self.loss <= peer.loss.max(peer.loss_sent);
+        if told || !peer.is_ours() || mutant::on(Mutant::LossNotHandedOn) {
+            return;
+        }
+        mark::reached(Mark::LossHandedOn);
+        let (term, loss) = (self.term, self.loss);
+        self.peers[member.index()].loss_sent = loss;
+        self.control(member, Message::Reconcile { term, loss }, cx);
+    }
+
+    /// RECONCILEDONE, or the answer to a TERMSTART.
+    pub(crate) fn loss_durable(&mut self, member: MemberId, loss: u32) {
+        let peer = &mut self.peers[member.index()];
+        peer.loss = peer.loss.max(loss);
+        self.again = true;
+    }
+
+    /// Members where the loss epoch of this term is durable.
+    fn aware_of_loss(&self) -> MemberSet {
+        let any = mutant::on(Mutant::LossNotHandedOn);
+        self.members_where(|p| self.loss <= p.loss || any)
     }
 
     fn tend_joint(&mut self) {

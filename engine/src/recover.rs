@@ -83,6 +83,7 @@ impl Engine {
             RecoveryStep::Reconcile { member, loss } => {
                 let need = self.recovery.as_ref().map(|r| r.need(member).clone());
                 self.stage(member, MapKind::Need, member, need.unwrap_or_default());
+                self.peers[member.index()].loss_sent = loss;
                 self.control(member, Message::Reconcile { term, loss }, cx);
             }
             RecoveryStep::Read {
@@ -295,6 +296,7 @@ impl Engine {
             let counted = outcome.counted.contains(member);
             let peer = &mut self.peers[member.index()];
             peer.survey = None;
+            peer.loss = peer.loss.max(if counted { outcome.loss } else { 0 });
             peer.upto = outcome.start;
             peer.w = peer.w.max(if counted { outcome.start } else { Idx(0) });
             peer.flushed = if counted { outcome.start } else { Idx(0) };
@@ -370,6 +372,7 @@ impl Engine {
             if peer.standing == Standing::InSync && !peer.fed {
                 peer.cursor = start.next();
                 peer.fed = true;
+                self.loss_durable(member, self.loss);
                 self.feed_in_full(member, cx);
                 self.count_member(member, 0, start, cx);
             }

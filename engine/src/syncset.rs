@@ -145,7 +145,7 @@ impl Engine {
         peer.in_flight_entries = 0;
         peer.in_flight_bytes = 0;
         peer.control.clear();
-        peer.generation_sent = 0;
+        (peer.generation_sent, peer.loss_sent) = (0, 0);
         self.recount(cx);
         self.spread_to(member, cx);
         if self.peers[member.index()].is_ours() {
@@ -361,6 +361,7 @@ impl Engine {
             return;
         }
         for member in self.members.iter() {
+            self.tell_loss(member, cx);
             match self.peers[member.index()].standing {
                 Standing::Unknown => {}
                 Standing::InSync | Standing::Joining { .. } => self.tend_in_sync(member, cx),

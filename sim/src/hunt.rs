@@ -51,6 +51,7 @@ const CHEAP: &[(Mutant, u64)] = &[
     (Mutant::UntaintedRestart, 1_000_007),
     (Mutant::TaintForgetsLog, 1_000_051),
     (Mutant::JointIgnored, 1_000_122),
+    (Mutant::LossNotHandedOn, 5_519_027_745_959),
     (Mutant::NbdFuaDropped, 1_000_043),
     (Mutant::NbdFlushDropped, 1_000_002),
 ];

@@ -351,6 +351,7 @@ mod proof {
         Mark::SplitVote,
         Mark::VoteOvertaken,
         Mark::DemotedWhileJoining,
+        Mark::LossHandedOn,
         Mark::CopyFailed,
         Mark::NoRoom,
         Mark::FlushFailed,

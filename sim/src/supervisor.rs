@@ -402,7 +402,13 @@ impl Cluster {
             let now = self.world.now();
             self.story
                 .tell(now, || format!("engine on {host} goes by {in_force:?}"));
-            let term = engine.machine.status(clock).term.0;
+            let status = engine.machine.status(clock);
+            let (term, loss) = (status.term.0, status.loss);
+            let aware = self.aware_of_loss(loss);
+            if !decides(&in_force, aware) {
+                let why = format!("C3, C22: {in_force:?} counts, loss {loss} is at {aware:?}");
+                return self.fail(why);
+            }
             let places = &self.config;
             let member = |h| MemberId::new(places.member_of(h)).expect("few members");
             let configs = &mut self.supervisor.configs;

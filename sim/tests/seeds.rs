@@ -34,6 +34,7 @@ const REGRESSIONS: &[u64] = &[
     815_076,             // a member that returned was counted and sent entries without payload
     731_905_822_814,     // the checker blamed a member being rebuilt for hearing late of an epoch
     84_590_278_147,      // a flush accepted before an earlier entry was never asked for again
+    5_519_027_745_959,   // a newcomer voted without knowing the loss epoch
     205_500,             // a request given back by submit was executed after the loss was accepted
 ];
 

@@ -203,7 +203,8 @@ pub enum Message<'a> {
         crc: u32,
     },
     /// e->r (R5): make the staged Need chunks and the loss epoch durable, then answer
-    /// RECONCILEDONE. `a1` loss.
+    /// RECONCILEDONE. In an open term, with nothing staged: the loss epoch for a member that missed
+    /// the TERMSTART (C22). `a1` loss.
     Reconcile {
         /// Engine's term.
         term: Term,

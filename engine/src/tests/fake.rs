@@ -72,6 +72,8 @@ pub(crate) struct Fake {
     pub(crate) hold_acks: bool,
     /// RECONFIGUREs are lost while this is set.
     pub(crate) hold_configs: bool,
+    /// RECONCILE is not answered, nor done.
+    pub(crate) hold_reconciles: bool,
     pub(crate) protocol: u16,
     /// Flushes are not answered while this is set.
     pub(crate) hold_flushes: bool,
@@ -145,6 +147,7 @@ impl Fake {
             free_extents: 1000,
             hold_acks: false,
             hold_configs: false,
+            hold_reconciles: false,
             protocol: 2,
             hold_flushes: false,
             hold_reads: false,
@@ -395,6 +398,9 @@ impl Fake {
                 self.staged.push((*map, *member, chunks));
             }
             Message::Reconcile { loss, .. } => {
+                if self.hold_reconciles {
+                    return;
+                }
                 self.take_staged();
                 self.loss = self.loss.max(*loss);
                 out.send(&Message::ReconcileDone { term }, &[]);

@@ -149,6 +149,63 @@ fn a_newcomer_is_sent_nothing_before_everyone_knows_what_it_lacks() {
     w.stop();
 }
 
+/// A volume that has lost writes once: its loss epoch is 1.
+fn after_a_loss() -> World {
+    let mut w = World::new(3);
+    w.wait_mode(Mode::Healthy);
+    write_some(&mut w, 5, 1);
+    for fake in &mut w.fakes {
+        fake.lose_power();
+    }
+    let mut w = w.restart(|cfg| cfg.supersedes = super::world::ENGINE);
+    w.wait_mode(Mode::Healthy);
+    assert_eq!(status(&w).loss, 1);
+    w
+}
+
+#[test]
+fn a_newcomer_votes_only_when_it_knows_the_loss_epoch() {
+    let mut w = after_a_loss();
+    add_blank(&mut w);
+    w.fakes[3].hold_reconciles = true;
+    replace(&mut w);
+    let counts = |w: &mut World| status(w).counted.contains(member(3));
+    assert!(w.until(20_000, counts));
+    w.run(5_000);
+    assert_eq!(status(&w).change.map(|c| c.0), Some(ChangeStep::Learning));
+    assert_eq!(w.fakes[3].loss, 0);
+    w.fakes[3].hold_reconciles = false;
+    w.isolate(3);
+    w.run(20);
+    w.heal(3);
+    assert!(w.until(20_000, |w| is_over(w)));
+    assert_eq!(w.fakes[3].loss, 1, "told in this term");
+    w.stop();
+}
+
+#[test]
+fn a_member_that_missed_the_term_start_is_told_the_loss_epoch() {
+    let mut w = World::new(3);
+    w.wait_mode(Mode::Healthy);
+    write_some(&mut w, 5, 1);
+    for fake in &mut w.fakes {
+        fake.lose_power();
+    }
+    let mut w = w.restart(|cfg| {
+        cfg.supersedes = super::world::ENGINE;
+        cfg.timing.lossy_wait = Some(core::time::Duration::from_millis(100));
+    });
+    w.isolate(2);
+    assert!(w.until(20_000, |w| w.engine.mode().is_active()));
+    let losses = |w: &World| w.fakes.iter().map(|f| f.loss).collect::<vec::Vec<_>>();
+    assert_eq!(losses(&w), [1, 1, 0]);
+    w.heal(2);
+    w.wait_mode(Mode::Healthy);
+    w.run(100);
+    assert_eq!(losses(&w), [1, 1, 1]);
+    w.stop();
+}
+
 #[test]
 fn a_joint_configuration_is_not_left_before_both_majorities_hold_it() {
     let mut w = World::new(3);

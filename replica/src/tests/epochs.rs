@@ -139,6 +139,31 @@ fn a_reconcile_makes_need_and_loss_durable_before_its_answer() {
     rig.stop();
 }
 
+/// C22: a newcomer hears of it while it learns, long after its term has begun elsewhere.
+#[test]
+fn a_loss_epoch_told_in_an_open_term_is_durable_before_its_answer_and_never_falls() {
+    let mut rig = Rig::new();
+    let conn = rig.active();
+    rig.put(conn, 1, 0, 1);
+    let tell = |loss| Message::Reconcile { term: TERM, loss };
+    rig.hold = true;
+    assert!(rig.ask(conn, &tell(3)).is_empty());
+    rig.hold = false;
+    rig.run();
+    assert_eq!(rig.frames(conn)[0].0, Message::ReconcileDone { term: TERM });
+    let answer = rig.ask(conn, &tell(2));
+    assert_eq!(answer[0].0, Message::ReconcileDone { term: TERM });
+    let state = rig.state();
+    assert_eq!(
+        (state.loss, state.upto, state.flags.need),
+        (3, Idx(1), false)
+    );
+    rig.put(conn, 2, 1, 1);
+    rig.power_cut();
+    assert_eq!(rig.login(E1).1.loss, 3);
+    rig.stop();
+}
+
 #[test]
 fn a_term_start_takes_limbo_and_dirty_maps_and_opened_drops_the_limbo() {
     let mut rig = Rig::new();

@@ -1,5 +1,5 @@
 //! What a replica does to its disk and to its durable state, watched from outside, operation by
-//! operation: J1, J3, F1, F2, L1, L2, V3, R5, R7, D1, C3, 5.1, 5.4. A broken rule is seen at once,
+//! operation: J1, J3, F1, F2, L1, L2, V3, R5, R7, D1, C3, C22, 5.1, 5.4. A broken rule is seen at once,
 //! long before a run meets the crash that would make it matter.
 
 use crate::cluster::Cluster;
@@ -293,8 +293,7 @@ impl Cluster {
     ) -> Option<String> {
         if facts.se.term != before.se.term && facts.is_complete() && facts.se.n == 0 {
             // C3: before TERMSTART a majority remembers the loss epoch.
-            let knowing = self.durable_facts().filter(|(_, f)| facts.loss <= f.loss);
-            if !self.is_decided(members(knowing)) {
+            if !self.is_decided(self.aware_of_loss(facts.loss)) {
                 return Some(format!("C3: loss epoch {} at a minority", facts.loss));
             }
         }
@@ -396,6 +395,11 @@ impl Cluster {
             }
         }
         None
+    }
+
+    /// C22: members where this loss epoch, or a later one, is durable.
+    pub fn aware_of_loss(&self, loss: u32) -> MemberSet {
+        members(self.durable_facts().filter(|(_, f)| loss <= f.loss))
     }
 
     /// Replicas that count as far as their own durable state says. `None`: engines of two terms may
