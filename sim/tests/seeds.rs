@@ -35,6 +35,11 @@ const REGRESSIONS: &[u64] = &[
     731_905_822_814,     // the checker blamed a member being rebuilt for hearing late of an epoch
     84_590_278_147,      // a flush accepted before an earlier entry was never asked for again
     5_519_027_745_959,   // a newcomer voted without knowing the loss epoch
+    5_519_027_745_156,   // the search for an order gave up
+    5_519_027_745_328,   //
+    5_519_027_745_812,   //
+    5_519_027_746_091,   //
+    7_700_000_000_064,   //
     205_500,             // a request given back by submit was executed after the loss was accepted
 ];
 

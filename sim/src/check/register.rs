@@ -1,11 +1,14 @@
 //! Is the history of one register linearizable? Two deciders: [`zones`] (Gibbons and Korach 1997,
 //! O(n log n)) when every value is written at most once, and [`search`] (depth first with memory)
-//! when zeroes were written several times or something was compared.
+//! when zeroes were written several times or something was compared. What keeps the search small:
+//! writes whose value nobody found are all alike, a write that was seen has a latest time although
+//! its answer was lost, a value is not left before all who must find it have, and of two ways to
+//! the same point the one with fewer optional writes is enough.
 //!
 //! A write without a response may take effect at any time after its invocation, or never. A read
 //! without a response says nothing and is left out by the caller.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// What a register holds: the number of the write that put it there, 0 for zeroes.
 pub type Value = u64;
@@ -196,10 +199,37 @@ pub fn zones(initial: Value, operations: &[Operation]) -> Result<(), Violation> 
 }
 
 const SEARCH_STATES_MAX: usize = 200_000;
+/// Stands for every value that nobody ever found, expected or compared with.
+const HIDDEN: Value = Value::MAX;
 
-struct Search<'a> {
-    operations: &'a [Operation],
-    seen: HashSet<(Vec<u64>, Value)>,
+/// Bits, one for each operation.
+type Set = Vec<u64>;
+
+fn has(set: &[u64], i: usize) -> bool {
+    set[i / 64] & 1 << (i % 64) != 0
+}
+
+fn add(set: &mut [u64], i: usize) {
+    set[i / 64] |= 1 << (i % 64);
+}
+
+fn is_subset(a: &[u64], b: &[u64]) -> bool {
+    a.iter().zip(b).all(|(a, b)| a & !b == 0)
+}
+
+struct Search {
+    /// By invocation.
+    operations: Vec<Operation>,
+    /// Those that need not take effect at all.
+    optional: Set,
+    differs: Vec<usize>,
+    /// Who finds a value, and who writes it.
+    finders: HashMap<Value, Vec<usize>>,
+    writers: HashMap<Value, Vec<usize>>,
+    /// By what had to be done and was, and by value: the sets of optional ones with which that was
+    /// tried. Whoever has used more of them can do nothing that was not tried.
+    seen: HashMap<(Set, Value), Vec<Set>>,
+    states: usize,
     best: (usize, Option<Operation>),
 }
 
@@ -209,26 +239,8 @@ struct Search<'a> {
 /// # Errors
 /// A witness that there is no order.
 pub fn search(initial: Value, operations: &[Operation]) -> Result<(), Violation> {
-    let read: HashSet<Value> = operations
-        .iter()
-        .filter(|o| o.kind == Kind::Read || o.expects.is_some())
-        .map(|o| o.expects.unwrap_or(o.value))
-        .collect();
-    // What found something else may have found any of them.
-    let compared = operations.iter().any(|o| o.kind == Kind::Differs);
-    let mut kept: Vec<Operation> = operations
-        .iter()
-        .filter(|o| compared || o.responded.is_some() || read.contains(&o.value))
-        .copied()
-        .collect();
-    kept.sort_by_key(|o| o.invoked);
-    let mut search = Search {
-        operations: &kept,
-        seen: HashSet::new(),
-        best: (0, kept.first().copied()),
-    };
-    let done = vec![0u64; kept.len().div_ceil(64)];
-    match search.explore(done, initial) {
+    let mut search = Search::new(initial, operations);
+    match search.explore(initial) {
         Some(true) => Ok(()),
         Some(false) => {
             let stuck = search.best.1.unwrap_or(Operation {
@@ -244,43 +256,170 @@ pub fn search(initial: Value, operations: &[Operation]) -> Result<(), Violation>
     }
 }
 
-impl Search<'_> {
+/// A write whose value nobody else can have put there took effect before the first answer that
+/// tells of it: its own one may be later, or missing. One that was missing did find what it expects.
+fn tighten(initial: Value, operations: &mut [Operation]) {
+    let mut written: HashMap<Value, usize> = HashMap::new();
+    for operation in operations.iter().filter(|o| o.kind == Kind::Write) {
+        *written.entry(operation.value).or_default() += 1;
+    }
+    let unique = |v: Value| v != initial && v != HIDDEN && written.get(&v) == Some(&1);
+    loop {
+        let mut told: HashMap<Value, Instant> = HashMap::new();
+        for operation in operations.iter() {
+            if let Some(found) = operation.found() {
+                let first = told.entry(found).or_insert(Instant::MAX);
+                *first = operation.end().min(*first);
+            }
+        }
+        let mut moved = false;
+        for operation in operations.iter_mut().filter(|o| o.kind == Kind::Write) {
+            let told = told.get(&operation.value).copied();
+            if let Some(at) = told.filter(|at| *at < operation.end() && unique(operation.value)) {
+                operation.responded = Some(at);
+                moved = true;
+            }
+        }
+        if !moved {
+            return;
+        }
+    }
+}
+
+impl Search {
+    fn new(initial: Value, operations: &[Operation]) -> Search {
+        let mut visible: HashSet<Value> = HashSet::new();
+        for operation in operations {
+            visible.extend(operation.expects);
+            if operation.kind != Kind::Write {
+                visible.insert(operation.value);
+            }
+        }
+        // What found something else may have found any of them.
+        let compared = operations.iter().any(|o| o.kind == Kind::Differs);
+        let mut kept: Vec<Operation> = operations
+            .iter()
+            .filter(|o| compared || o.responded.is_some() || visible.contains(&o.value))
+            .copied()
+            .collect();
+        for operation in kept.iter_mut().filter(|o| !visible.contains(&o.value)) {
+            operation.value = HIDDEN;
+        }
+        tighten(initial, &mut kept);
+        kept.sort_by_key(|o| o.invoked);
+        let mut search = Search {
+            optional: vec![0; kept.len().div_ceil(64)],
+            differs: Vec::new(),
+            finders: HashMap::new(),
+            writers: HashMap::new(),
+            seen: HashMap::new(),
+            states: 0,
+            best: (0, kept.first().copied()),
+            operations: kept,
+        };
+        for (i, operation) in search.operations.iter().enumerate() {
+            if operation.responded.is_none() {
+                add(&mut search.optional, i);
+            }
+            if let Some(found) = operation.found() {
+                search.finders.entry(found).or_default().push(i);
+            }
+            match operation.kind {
+                Kind::Write => search.writers.entry(operation.value).or_default().push(i),
+                Kind::Differs => search.differs.push(i),
+                Kind::Read => {}
+            }
+        }
+        search
+    }
+
     /// `None`: gave up.
-    fn explore(&mut self, done: Vec<u64>, value: Value) -> Option<bool> {
-        let mut stack = vec![(done, value)];
+    fn explore(&mut self, initial: Value) -> Option<bool> {
+        let mut stack = vec![(vec![0; self.optional.len()], initial)];
         while let Some((mut done, value)) = stack.pop() {
             let limit = self.take_reads(&mut done, value);
             if limit == Instant::MAX {
                 return Some(true);
             }
-            if self.seen.len() > SEARCH_STATES_MAX {
+            if self.states > SEARCH_STATES_MAX {
                 return None;
             }
-            if !self.seen.insert((done.clone(), value)) {
+            if !self.is_new(&done, value) {
                 continue;
             }
-            let mut open_values = HashSet::new();
-            for (i, operation) in self.operations.iter().enumerate() {
-                if operation.invoked > limit {
-                    break;
+            let mut next = self.candidates(&done, value, limit);
+            // What must be done first comes first, what need not be done last: that is how it was,
+            // most of the time.
+            next.sort_by_key(|i| std::cmp::Reverse((self.operations[*i].end(), *i)));
+            for i in next {
+                let mut after = done.clone();
+                add(&mut after, i);
+                if self.operations[i].expects.is_none() {
+                    self.take_hidden(&mut after, limit);
                 }
-                let taken = done[i / 64] & 1 << (i % 64) != 0;
-                if taken || operation.kind != Kind::Write {
-                    continue;
-                }
-                if operation.expects.is_some_and(|expected| expected != value) {
-                    continue;
-                }
-                // Writes of the same value without a response are interchangeable: take the oldest.
-                if operation.responded.is_none() && !open_values.insert(operation.value) {
-                    continue;
-                }
-                let mut next = done.clone();
-                next[i / 64] |= 1 << (i % 64);
-                stack.push((next, operation.value));
+                stack.push((after, self.operations[i].value));
             }
         }
         Some(false)
+    }
+
+    /// False when nothing can come of this state that does not come of one that was seen.
+    fn is_new(&mut self, done: &[u64], value: Value) -> bool {
+        let pairs = || done.iter().zip(&self.optional);
+        let must: Set = pairs().map(|(d, o)| d & !o).collect();
+        let used: Set = pairs().map(|(d, o)| d & o).collect();
+        let tried = self.seen.entry((must, value)).or_default();
+        if tried.iter().any(|t| is_subset(t, &used)) {
+            return false;
+        }
+        tried.retain(|t| !is_subset(&used, t));
+        tried.push(used);
+        self.states += 1;
+        true
+    }
+
+    /// Writes that may come next.
+    fn candidates(&self, done: &[u64], value: Value, limit: Instant) -> Vec<usize> {
+        let mut classes = HashSet::new();
+        let mut found = Vec::new();
+        // Who has still to find this value, if nobody can write it again.
+        let again = self.writers.get(&value).into_iter().flatten();
+        let lost = again.copied().all(|i| has(done, i));
+        let finders = self.finders.get(&value).into_iter().flatten();
+        let mut waiting = finders.filter(|i| lost && !has(done, **i));
+        let (first, second) = (waiting.next(), waiting.next());
+        for (i, operation) in self.operations.iter().enumerate() {
+            if operation.invoked > limit {
+                break;
+            }
+            let fits = operation.expects.is_none_or(|expected| expected == value);
+            let leaves = first.is_none_or(|w| *w == i) && second.is_none();
+            if has(done, i) || operation.kind != Kind::Write || !fits || !leaves {
+                continue;
+            }
+            // Writes of the same value without a response are interchangeable: take the oldest.
+            let class = (operation.value, operation.expects);
+            if operation.responded.is_none() && !classes.insert(class) {
+                continue;
+            }
+            found.push(i);
+        }
+        found
+    }
+
+    /// What nobody finds may come just before a write that does not look: that never hurts, unless
+    /// somebody has still to find something else.
+    fn take_hidden(&self, done: &mut [u64], limit: Instant) {
+        if !self.differs.iter().all(|i| has(done, *i)) {
+            return;
+        }
+        for i in self.writers.get(&HIDDEN).into_iter().flatten() {
+            let operation = &self.operations[*i];
+            let must = operation.responded.is_some() && operation.expects.is_none();
+            if must && operation.invoked <= limit {
+                add(done, *i);
+            }
+        }
     }
 
     /// Takes every read that can come now and finds `value`. Returns the earliest response among
@@ -293,7 +432,7 @@ impl Search<'_> {
                 if operation.invoked > limit {
                     break;
                 }
-                if done[i / 64] & 1 << (i % 64) == 0 && operation.end() < limit {
+                if !has(done, i) && operation.end() < limit {
                     limit = operation.end();
                     stuck = Some(*operation);
                 }
@@ -303,14 +442,13 @@ impl Search<'_> {
                 if operation.invoked > limit {
                     break;
                 }
-                let open = done[i / 64] & 1 << (i % 64) == 0;
                 let fits = match operation.kind {
                     Kind::Write => false,
                     Kind::Read => operation.value == value,
                     Kind::Differs => operation.value != value,
                 };
-                if open && fits {
-                    done[i / 64] |= 1 << (i % 64);
+                if !has(done, i) && fits {
+                    add(done, i);
                     moved = true;
                 }
             }

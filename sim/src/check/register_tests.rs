@@ -267,3 +267,75 @@ fn known_shapes_are_told_apart() {
     );
     assert!(check(0, &[w(1, 1, 2), w(0, 3, 4), r(1, 5, 6)]).is_err());
 }
+
+#[test]
+fn the_search_agrees_with_the_oracle_when_many_answers_are_lost() {
+    let (mut good, mut bad) = (0, 0);
+    for seed in 0..10_000 {
+        let mut entropy = Entropy::from_seed(seed);
+        let mut history = if entropy.chance(1, 2) {
+            comparing(&mut entropy)
+        } else {
+            history(&mut entropy, false)
+        };
+        for operation in history.iter_mut().filter(|o| o.kind == Kind::Write) {
+            if entropy.chance(1, 2) {
+                operation.responded = None;
+            }
+        }
+        assert_eq!(search(0, &history), Ok(()), "seed {seed}: {history:?}");
+        corrupt(&mut entropy, &mut history);
+        let expected = oracle(0, &history);
+        let found = search(0, &history);
+        assert_eq!(found.is_ok(), expected, "seed {seed}: {history:?}");
+        good += u32::from(expected);
+        bad += u32::from(!expected);
+    }
+    assert!(good > 4000 && bad > 1000, "{good} good, {bad} bad");
+}
+
+/// About eight clients at once at one place, one answer in five lost, for a long time.
+fn crowded(entropy: &mut Entropy, count: u64) -> Vec<Operation> {
+    let mut value = 0;
+    let mut found = Vec::new();
+    for n in 1..=count {
+        let effect = 10_000 + n * 100;
+        let open = entropy.chance(1, 5);
+        let done = !open || entropy.chance(1, 2);
+        let mut operation = Operation {
+            kind: Kind::Write,
+            value: if entropy.chance(1, 4) { 0 } else { n },
+            expects: None,
+            invoked: effect - 1 - entropy.below(400),
+            responded: (!open).then_some(effect + 1 + entropy.below(400)),
+        };
+        match entropy.below(8) {
+            0..3 => {}
+            3 => operation.expects = Some(value),
+            4 if !open => (operation.kind, operation.value) = (Kind::Differs, value + 1),
+            _ if open => continue,
+            _ => (operation.kind, operation.value) = (Kind::Read, value),
+        }
+        if operation.kind == Kind::Write && done {
+            value = operation.value;
+        }
+        found.push(operation);
+    }
+    found
+}
+
+#[test]
+fn an_order_is_found_and_a_stale_read_noticed_where_many_clients_meet() {
+    for seed in 0..100 {
+        let mut entropy = Entropy::from_seed(seed);
+        let mut history = crowded(&mut entropy, 300);
+        assert_eq!(check(0, &history), Ok(()), "seed {seed}");
+        let early = history[..100].iter().rfind(|o| o.kind == Kind::Read);
+        let Some(stale) = early.map(|o| o.value).filter(|v| *v != 0) else {
+            continue;
+        };
+        let late = history[200..].iter_mut().find(|o| o.kind == Kind::Read);
+        late.expect("reads are many").value = stale;
+        assert!(check(0, &history).is_err(), "seed {seed}");
+    }
+}
