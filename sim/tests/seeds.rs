@@ -34,13 +34,14 @@ const REGRESSIONS: &[u64] = &[
     815_076,             // a member that returned was counted and sent entries without payload
     731_905_822_814,     // the checker blamed a member being rebuilt for hearing late of an epoch
     84_590_278_147,      // a flush accepted before an earlier entry was never asked for again
-    5_519_027_745_959,   // a newcomer voted without knowing the loss epoch
-    5_519_027_745_156,   // the search for an order gave up
-    5_519_027_745_328,   //
-    5_519_027_745_812,   //
-    5_519_027_746_091,   //
-    7_700_000_000_064,   //
-    205_500,             // a request given back by submit was executed after the loss was accepted
+    7_700_000_000_836, // a failed entry that was sent again waited behind a SYNCSET that waited for it
+    5_519_027_745_959, // a newcomer voted without knowing the loss epoch
+    5_519_027_745_156, // the search for an order gave up
+    5_519_027_745_328, //
+    5_519_027_745_812, //
+    5_519_027_746_091, //
+    7_700_000_000_064, //
+    205_500,           // a request given back by submit was executed after the loss was accepted
 ];
 
 fn passes(seed: u64) {

@@ -40,7 +40,7 @@ impl Store {
         if self.is_accepted(entry.idx) {
             return Ok(Admission::Duplicate);
         }
-        if self.must_queue(true) {
+        if self.must_queue(true) && !self.is_awaited(entry.idx) {
             if self.queue.len() >= 4 * self.running.slots.len() {
                 return Err(StoreError::WindowFull);
             }
@@ -201,6 +201,13 @@ impl Store {
         let number = self.running.slots[self.window.slot_number(idx)];
         let change = self.running.get(number)?;
         (change.owner == Owner::Entry(idx) && !change.cancelled).then_some(number)
+    }
+
+    /// C23: an entry that failed has its place, and a SYNCSET above it waits for it: sent again, it
+    /// does not go behind that.
+    fn is_awaited(&mut self, idx: Idx) -> bool {
+        let running = self.running_entry(idx).filter(|_| !self.abandoning);
+        running.is_some_and(|number| self.running.get(number).is_some_and(|r| r.failed))
     }
 
     fn resend(&mut self, number: u32, change: Change, data: &mut dyn Buffers, out: &mut StoreOut) {

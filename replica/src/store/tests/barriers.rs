@@ -164,6 +164,54 @@ fn a_sync_set_waits_marks_who_leaves_and_holds_back_what_follows() {
     assert_eq!(taken, Ok(Admission::Duplicate));
 }
 
+/// C23: the SYNCSET waits for the entry, so the entry must not wait for the SYNCSET.
+#[test]
+fn a_failed_entry_that_is_sent_again_passes_the_sync_set_that_waits_for_it() {
+    let mut world = World::new();
+    world.write(1, range(0, 1), 1);
+    world.run();
+    let full = |op: &DiskOp| {
+        let role = FileRole::Data;
+        let data = matches!(op, DiskOp::Write { role: r, .. } if *r == role);
+        data.then_some(DiskError::NoSpace)
+    };
+    world.fault = full;
+    world.write(2, range(0, 1), 2);
+    world.run();
+    let set = SyncSet {
+        idx: Idx(3),
+        se: SyncEpoch {
+            term: Term(0),
+            n: 1,
+        },
+        iss: MemberSet::first(2),
+        trk: MemberSet::first(2),
+        join: None,
+    };
+    let taken = world
+        .store
+        .sync_set(Token(1), set, &mut world.buffers, &mut world.out);
+    assert_eq!(taken, Ok(Admission::Taken));
+    world.write(4, range(0, 1), 4);
+    world.run();
+    world.take_events();
+    // Still full.
+    world.write(2, range(0, 1), 2);
+    world.run();
+    let failed = StoreEvent::EntryFailed {
+        idx: Idx(2),
+        error: DiskError::NoSpace,
+    };
+    assert!(world.take_events().contains(&failed));
+    world.fault = |_| None;
+    world.write(2, range(0, 1), 2);
+    world.run();
+    let done = StoreEvent::Done { token: Token(1) };
+    assert!(world.take_events().contains(&done));
+    assert_eq!(world.store.upto(), Idx(4));
+    assert_eq!(world.read(0), 4);
+}
+
 /// C18: what follows a SYNCSET carries the tidx of the smaller trk, and is received while the SYNCSET
 /// still waits for the entries before it. Until it is durable the window lists what the member that
 /// leaves may lack; then the dirty map does.
