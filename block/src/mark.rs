@@ -93,6 +93,13 @@ marks! {
     Hedged "a slow read is sent to a second member",
     ReadRepair "blocks that one member could not read are written again",
     ReadByGrant "a read is served by an exclusivity grant (RO-M)",
+    // Scrub.
+    ScrubRaced "copies that differed without a lock are equal under one (C24)",
+    ScrubTouched "a write reaches a chunk while its copies are compared (C24)",
+    ScrubLockExpired "the lock of a chunk that is compared is given back (M4)",
+    ScrubCut "a comparison is given up as a member or the term is lost",
+    ScrubRepair "an odd copy is written again (C24)",
+    ScrubUndecided "copies differ and no majority agrees (C24)",
     // The store.
     OverlapWaits "an entry waits for an overlapping one (O1)",
     EntryFailed "a device refuses an entry (M3)",

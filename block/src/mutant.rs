@@ -61,6 +61,8 @@ mutants! {
     MapsNotHandedOver "maps_not_handed_over" "5.4: a joining member is not given the dirty maps",
     WindowCutAtCommit "window_cut_at_commit" "I13: tidx does not wait for laggards",
     CopyNotVoided "copy_not_voided" "6.6, M4: a write during a copy does not void it",
+    ScrubWithoutLock "scrub_without_lock" "C24: copies are judged, and written again, while writes are in flight",
+    ScrubFromMinority "scrub_from_minority" "C24: the copy of the fewest members is taken for the right one",
     RebuildWithoutLock "rebuild_without_lock" "6.6: copies are read while writes are in flight",
     ClearedBeforeCopy "cleared_before_copy" "6.6: dirty bits are cleared when the copy is sent, before it is durable",
     MergeWithoutGate "merge_without_gate" "M19: other writes pass while a block is being merged",

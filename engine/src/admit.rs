@@ -430,7 +430,8 @@ impl Engine {
     /// One FLUSH entry for all requests (and rebuilds) that want one now. A flush covers every
     /// write completed before it was submitted: those have lower places.
     pub(crate) fn issue_flushes(&mut self, cx: &mut Cx<'_>) {
-        let wanted = !self.flush_wait.is_empty() || self.copies_want_flush();
+        let wanted =
+            !self.flush_wait.is_empty() || self.copies_want_flush() || self.scrub_wants_flush();
         // One place beyond the window, so that a stream of writes cannot starve a flush.
         let room = self.stream.len() <= self.cfg.sizes.window_entries;
         if !wanted
@@ -455,6 +456,7 @@ impl Engine {
         self.flush_wait.clear();
         self.flush_out.push_back(idx);
         self.copies_flush_issued(idx);
+        self.scrub_flush_issued(idx);
     }
 
     /// A FLUSH left for the first time after it had waited.

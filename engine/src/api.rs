@@ -2,6 +2,7 @@
 //!
 //! [`block::request`]: trilith_block::request
 
+use crate::scrub::ScrubNews;
 use trilith_block::{BufSlice, Bytes, Completion, ConnId, MemberId, Monotonic, StreamEvent};
 
 /// What can happen to an engine.
@@ -48,6 +49,8 @@ pub enum Operator {
     },
     /// Give up a replacement whose newcomer does not vote yet.
     KeepOld,
+    /// Compare the replicas now (6.9). Nothing happens when that is going on, or is switched off.
+    Scrub,
 }
 
 /// What an engine wants done.
@@ -79,6 +82,8 @@ pub enum Action {
     Complete(Completion),
     /// The mode has changed.
     ModeChanged(Mode),
+    /// Something about the comparison of the replicas that is worth telling.
+    Scrub(ScrubNews),
     /// This engine is done for ever; every request has been completed. The process should end.
     Exit(ExitReason),
 }

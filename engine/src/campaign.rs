@@ -339,7 +339,7 @@ impl Engine {
                 }
                 return;
             }
-            Kind::Read => {
+            Kind::Read | Kind::ExtentHash => {
                 let refused = trilith_wire::EntryStatus::Refused;
                 self.data_arrived(tag, crate::read::ReadResult::Failed(refused), cx);
             }

@@ -1,6 +1,7 @@
 //! What an engine is started with. Validated once by [`EngineConfig::validate`].
 
 use crate::limits;
+use crate::scrub::ScrubConfig;
 use core::time::Duration;
 use trilith_block::limits::MEMBERS_MAX;
 use trilith_block::{MemberSet, Uuid};
@@ -151,6 +152,8 @@ pub struct EngineConfig {
     pub timing: Timing,
     /// Sizes.
     pub sizes: Sizes,
+    /// Comparison of the replicas.
+    pub scrub: ScrubConfig,
 }
 
 /// Why a configuration is refused.
@@ -211,6 +214,7 @@ impl EngineConfig {
             entropy,
             timing: Timing::default(),
             sizes: Sizes::default(),
+            scrub: ScrubConfig::default(),
         }
     }
 

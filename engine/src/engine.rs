@@ -14,6 +14,8 @@ use crate::reconfigure::Change;
 use crate::recover::Repair;
 use crate::recovery::{Recovery, RecoveryStep};
 use crate::rng::Rng;
+use crate::scrub::{Scrub, ScrubStep};
+use crate::scrubbing::Rewrite;
 use crate::slab::Slab;
 use crate::slowest::Slowest;
 use crate::sorted::Sorted;
@@ -98,6 +100,10 @@ pub struct Engine {
     pub(crate) rebuild_steps: Vec<RebuildStep>,
     pub(crate) locks: Slab<Lock>,
     pub(crate) locks_moved: bool,
+    pub(crate) scrub: Scrub,
+    pub(crate) scrub_steps: Vec<ScrubStep>,
+    /// What the scrub has written again and does not know to be flushed.
+    pub(crate) rewrite: Option<Rewrite>,
 
     // Requests.
     pub(crate) capacity: u64,
@@ -212,6 +218,9 @@ impl Engine {
             rebuild_steps: Vec::new(),
             locks: Slab::default(),
             locks_moved: false,
+            scrub: Scrub::new(cfg.scrub, crate::rng::mixed(&cfg.entropy), now),
+            scrub_steps: Vec::new(),
+            rewrite: None,
             capacity: 0,
             ops: Slab::default(),
             unchecked: Vec::new(),
@@ -310,6 +319,7 @@ impl Engine {
         self.tend_members(cx);
         self.tend_change(cx);
         self.tend_rebuilds(moved, cx);
+        self.tend_scrub(cx);
         self.admit(cx);
         self.issue_flushes(cx);
         let moved = self.advance(cx) || moved;
@@ -352,6 +362,7 @@ impl Engine {
     fn sweep_deadline(&self) -> Option<Monotonic> {
         let busy =
             self.starved || !self.ops.is_empty() || self.rebuilds.iter().any(Option::is_some);
+        let busy = busy || self.scrub.is_comparing();
         busy.then(|| self.swept_at.after(SWEEP))
     }
 
@@ -445,6 +456,7 @@ impl Machine for Engine {
             self.members_deadline(self.now),
             self.change_deadline(),
             self.rebuilds_deadline(),
+            self.scrub.deadline(),
             self.sweep_deadline(),
             self.retry_at,
             self.deferring.then_some(self.defer_until),

@@ -6,6 +6,7 @@ use crate::read::{FlightOwner, ReadResult};
 use crate::rebuild::{
     CopyData, Load, RateConfig, Rebuild, RebuildConfig, RebuildEvent, RebuildStep,
 };
+use crate::scrub::ScrubEvent;
 use crate::syncset::Standing;
 use alloc::vec::Vec;
 use trilith_block::mark::{self, Mark};
@@ -19,7 +20,8 @@ const LOCK: u64 = 1 << 63;
 /// A chunk lock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lock {
-    member: MemberId,
+    /// Whose rebuild; `None`: the scrub.
+    owner: Option<MemberId>,
     token: u64,
     range: BlockRange,
     /// Something before it is still in the gate.
@@ -205,24 +207,9 @@ impl Engine {
     fn rebuild_step(&mut self, member: MemberId, step: RebuildStep, cx: &mut Cx<'_>) {
         match step {
             RebuildStep::Lock { token, range } => {
-                let since = cx.now;
-                let lock = Lock {
-                    member,
-                    token,
-                    range,
-                    blocked: false,
-                    granted: false,
-                    since,
-                };
-                let id = self.locks.insert(lock);
-                let free = self.gate.insert(LOCK | id, range);
-                mark::reached_if(!free, Mark::LockBehindWrite);
-                if let Some(lock) = self.locks.get_mut(id) {
-                    lock.blocked = !free;
-                }
-                self.locks_moved = true;
+                self.lock(Some(member), token, range, cx.now);
             }
-            RebuildStep::Unlock { token } => self.unlock(member, token),
+            RebuildStep::Unlock { token } => self.unlock(Some(member), token),
             RebuildStep::Read { token, range } => {
                 let mut source = self.holders(range).without(member);
                 if mutant::on(Mutant::RebuildWithoutLock) {
@@ -268,8 +255,33 @@ impl Engine {
         }
     }
 
+    /// Puts a chunk lock into the gate.
+    pub(crate) fn lock(
+        &mut self,
+        owner: Option<MemberId>,
+        token: u64,
+        range: BlockRange,
+        since: Monotonic,
+    ) {
+        let lock = Lock {
+            owner,
+            token,
+            range,
+            blocked: false,
+            granted: false,
+            since,
+        };
+        let id = self.locks.insert(lock);
+        let free = self.gate.insert(LOCK | id, range);
+        mark::reached_if(!free, Mark::LockBehindWrite);
+        if let Some(lock) = self.locks.get_mut(id) {
+            lock.blocked = !free;
+        }
+        self.locks_moved = true;
+    }
+
     /// The least loaded of these members that can be reached.
-    fn source_of(&self, members: trilith_block::MemberSet) -> Option<MemberId> {
+    pub(crate) fn source_of(&self, members: trilith_block::MemberSet) -> Option<MemberId> {
         let ours = members.iter().filter(|m| self.peers[m.index()].is_ours());
         ours.min_by_key(|m| self.peers[m.index()].reads_in_flight)
     }
@@ -295,30 +307,56 @@ impl Engine {
         if self.locks.is_empty() {
             return;
         }
-        let patience = self.cfg.timing.copy_lock_max * 4;
         for id in self.locks.keys(|lock| !lock.granted) {
             let Some(lock) = self.locks.get(id).copied() else {
                 continue;
             };
-            let in_place = self.rebuilds[lock.member.index()]
+            let given_up = self.given_up_at(&lock) <= cx.now;
+            let Some(member) = lock.owner else {
+                self.tend_scrub_lock(id, &lock, given_up, cx);
+                continue;
+            };
+            let in_place = self.rebuilds[member.index()]
                 .as_ref()
                 .is_some_and(|r| r.in_place);
             let settled =
                 !lock.blocked && (in_place || self.stream.uncommitted(lock.range).is_none());
             let settled = settled || mutant::on(Mutant::RebuildWithoutLock);
-            let mut source = self.holders(lock.range).without(lock.member);
+            let mut source = self.holders(lock.range).without(member);
             if mutant::on(Mutant::RebuildWithoutLock) {
-                source = self.sync.counted.without(lock.member);
+                source = self.sync.counted.without(member);
             }
             if settled && self.source_of(source).is_some() {
                 if let Some(lock) = self.locks.get_mut(id) {
                     lock.granted = true;
                 }
-                self.rebuild_event(lock.member, RebuildEvent::LockGranted(lock.token), cx);
-            } else if lock.since.after(patience) <= cx.now {
+                self.rebuild_event(member, RebuildEvent::LockGranted(lock.token), cx);
+            } else if given_up {
                 self.remove_lock(id);
-                self.rebuild_event(lock.member, RebuildEvent::LockDenied(lock.token), cx);
+                self.rebuild_event(member, RebuildEvent::LockDenied(lock.token), cx);
             }
+        }
+    }
+
+    /// When a lock that is not granted is denied. The scrub's holds writes up for nothing that is
+    /// urgent.
+    fn given_up_at(&self, lock: &Lock) -> Monotonic {
+        let most = self.cfg.timing.copy_lock_max;
+        let patience = if lock.owner.is_some() { most * 4 } else { most };
+        lock.since.after(patience)
+    }
+
+    /// The scrub's lock is granted when what is in flight at its range is at all members.
+    fn tend_scrub_lock(&mut self, id: u64, lock: &Lock, given_up: bool, cx: &mut Cx<'_>) {
+        let settled = !lock.blocked && self.at_all(lock.range);
+        if settled || mutant::on(Mutant::ScrubWithoutLock) {
+            if let Some(lock) = self.locks.get_mut(id) {
+                lock.granted = true;
+            }
+            self.scrub_event(ScrubEvent::LockGranted(lock.token), cx);
+        } else if given_up {
+            self.remove_lock(id);
+            self.scrub_event(ScrubEvent::LockDenied(lock.token), cx);
         }
     }
 
@@ -328,8 +366,8 @@ impl Engine {
         }
     }
 
-    fn unlock(&mut self, member: MemberId, token: u64) {
-        for id in self.locks.keys(|l| l.member == member && l.token == token) {
+    pub(crate) fn unlock(&mut self, owner: Option<MemberId>, token: u64) {
+        for id in self.locks.keys(|l| l.owner == owner && l.token == token) {
             self.remove_lock(id);
         }
     }
@@ -395,7 +433,7 @@ impl Engine {
         if self.rebuilds[member.index()].take().is_none() {
             return;
         }
-        for id in self.locks.keys(|l| l.member == member) {
+        for id in self.locks.keys(|l| l.owner == Some(member)) {
             self.remove_lock(id);
         }
         for tag in self.repairs.keys(|r| r.member == member && r.rebuild) {
@@ -421,16 +459,16 @@ impl Engine {
         for running in self.rebuilds.iter_mut().flatten() {
             running.rebuild.load(cx.now, load);
         }
+        self.scrub.load(cx.now, load);
         self.load_latency = trilith_block::histogram::Histogram::default();
     }
 
     pub(crate) fn rebuilds_deadline(&self) -> Option<Monotonic> {
-        let patience = self.cfg.timing.copy_lock_max * 4;
         let locks = self
             .locks
             .iter()
             .filter(|(_, l)| !l.granted)
-            .map(|(_, l)| l.since.after(patience));
+            .map(|(_, l)| self.given_up_at(l));
         let rebuilds = self.rebuilds.iter().flatten().filter(|r| r.started);
         rebuilds
             .filter_map(|r| r.rebuild.deadline())

@@ -66,6 +66,8 @@ pub const HEDGE_MAX: Duration = Duration::from_millis(500);
 pub const COPY_LOCK_MAX: Duration = Duration::from_millis(50);
 /// Time between two looks at the ages of all requests.
 pub const SWEEP: Duration = Duration::from_millis(250);
+/// Bytes of the volume that a scrub compares per second at most.
+pub const SCRUB_BYTES_PER_SECOND: u64 = 64 << 20;
 /// Slow operations that are kept with their stages. A slower one takes the place of the fastest.
 pub const SLOWEST_MAX: usize = 32;
 /// Records of one block-status answer: what is not covered is asked for again.

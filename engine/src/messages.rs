@@ -3,7 +3,7 @@
 use crate::engine::{Cx, Engine};
 use crate::recovery::RecoveryEvent;
 use trilith_block::{MemberId, Monotonic, Term};
-use trilith_wire::Message;
+use trilith_wire::{EntryStatus, Message};
 
 impl Engine {
     /// A frame of a session that stands. DATA and MAP are handled with their payload.
@@ -99,6 +99,18 @@ impl Engine {
             Message::ReconfigureDone { term, generation } if ours(term) => {
                 self.config_durable(member, *generation);
             }
+            Message::ExtentHashDone {
+                term,
+                rid,
+                status,
+                range,
+                unit,
+                digests,
+            } if ours(term) => {
+                let done = *status == EntryStatus::Done;
+                let result = if done { Ok(*digests) } else { Err(*status) };
+                self.digests_arrived(member, *rid, (*range, *unit), result, cx);
+            }
             // Answers of an older term of this engine.
             Message::ReconcileDone { .. }
             | Message::RepairDone { .. }
@@ -111,6 +123,7 @@ impl Engine {
             | Message::ToldDone { .. }
             | Message::NeedSetDone { .. }
             | Message::SealDone { .. }
+            | Message::ExtentHashDone { .. }
             | Message::ReconfigureDone { .. } => {}
             // Handled before, or frames that only engines send.
             Message::Refused { .. }
@@ -131,6 +144,7 @@ impl Engine {
             | Message::Flush { .. }
             | Message::SyncSet { .. }
             | Message::Read { .. }
+            | Message::ExtentHash { .. }
             | Message::Heartbeat { .. }
             | Message::Told { .. }
             | Message::NeedSet { .. }

@@ -149,6 +149,7 @@ impl Engine {
         mark::reached_if(rebuilding, Mark::RebuildCutByTerm);
         mark::reached_if(!self.flush_ops.is_empty(), Mark::FlushCutByTerm);
         self.stop_rebuilds();
+        self.interrupt_scrub(cx);
         self.freeze_reads(cx);
         self.freeze_flushes();
         self.freeze_stream(cx);

@@ -32,6 +32,15 @@ pub(crate) enum FlightOwner {
         target: MemberId,
         token: u64,
     },
+    /// Of the scrub, for what is right.
+    Scrub {
+        token: u64,
+    },
+    /// An EXTENTHASH.
+    Digests {
+        token: u64,
+        unit: Blocks,
+    },
 }
 
 /// A READ without an answer.
@@ -338,7 +347,7 @@ impl Engine {
     }
 
     /// Forgets a READ.
-    fn end_flight(&mut self, rid: u64) -> Option<Flight> {
+    pub(crate) fn end_flight(&mut self, rid: u64) -> Option<Flight> {
         let flight = self.flights.remove(rid)?;
         let peer = &mut self.peers[flight.member.index()];
         peer.reads_in_flight = peer.reads_in_flight.saturating_sub(1);
@@ -369,6 +378,11 @@ impl Engine {
         match flight.owner {
             FlightOwner::Recovery { token } => self.recovery_data(token, result, cx),
             FlightOwner::Rebuild { target, token } => self.copy_read(target, token, result, cx),
+            FlightOwner::Scrub { token } => self.scrub_read(token, result, cx),
+            FlightOwner::Digests { token, .. } => {
+                release(result, cx.data);
+                self.digests_lost(flight.member, token, cx);
+            }
             FlightOwner::Read { read } => {
                 self.read_rtt.record(latency);
                 self.read_data(read, flight.member, result, cx);
@@ -672,6 +686,10 @@ impl Engine {
                     let lost = ReadResult::Failed(EntryStatus::Refused);
                     self.copy_read(target, token, lost, cx);
                 }
+                FlightOwner::Scrub { token } => {
+                    self.scrub_read(token, ReadResult::Failed(EntryStatus::Refused), cx);
+                }
+                FlightOwner::Digests { token, .. } => self.digests_lost(member, token, cx),
             }
         }
         self.peers[member.index()].reads_in_flight = 0;

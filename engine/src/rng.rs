@@ -49,3 +49,10 @@ impl Rng {
         Duration::from_nanos(half + self.next() % half.max(1))
     }
 }
+
+/// A number of the same entropy that is none of the generator's.
+pub(crate) fn mixed(entropy: &[u8; 32]) -> u64 {
+    entropy.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}

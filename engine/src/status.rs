@@ -4,6 +4,7 @@ use crate::api::Mode;
 use crate::engine::Engine;
 use crate::peer;
 use crate::reconfigure::ChangeStep;
+use crate::scrub::ScrubStatus;
 use crate::slowest::SlowOp;
 use crate::syncset::Standing;
 use alloc::vec::Vec;
@@ -242,6 +243,8 @@ pub struct Status {
     pub change: Option<(ChangeStep, MemberSet, MemberSet)>,
     /// The members, by rising id.
     pub members: Vec<MemberStatus>,
+    /// Comparison of the replicas.
+    pub scrub: ScrubStatus,
 }
 
 impl Engine {
@@ -293,6 +296,7 @@ impl Engine {
                 .iter()
                 .map(|m| self.member_status(m, now))
                 .collect(),
+            scrub: self.scrub.status(now),
         }
     }
 

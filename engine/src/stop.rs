@@ -36,6 +36,10 @@ impl Engine {
             }
             Operator::Replace { old, new } => self.replace(old, new, cx),
             Operator::KeepOld => self.keep_old(cx),
+            Operator::Scrub => {
+                self.scrub.start();
+                self.again = true;
+            }
             Operator::Stop | Operator::StepDown => {
                 if self.stop.is_none() && !self.is_finished() {
                     let step_down = wish == Operator::StepDown;
@@ -68,6 +72,7 @@ impl Engine {
         }
         // A member being rebuilt is not waited for: what it lacks is on record.
         self.stop_rebuilds();
+        self.interrupt_scrub(cx);
         let Some(asked) = stop.asked else {
             // Every request has ended and every entry is at every tracked member.
             let drained = self.ops.is_empty() && self.parts.is_empty() && self.stream.len() == 0;

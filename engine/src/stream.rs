@@ -153,6 +153,7 @@ impl Engine {
         let mut room = false;
         if let EntryKind::Data(what) = kind {
             skip = self.route(range);
+            self.scrub.route(range);
             room = self.take_room(what, range);
             self.stream.live.insert(range, idx);
             self.forget_allocation(range.start.extent());

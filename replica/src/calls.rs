@@ -1,6 +1,7 @@
 //! Calls to the store that it will answer by token, and what is to be answered then. A slab: no
 //! allocation once it has grown to what is in use at a time.
 
+use crate::session::Wanted;
 use crate::store::Token;
 use alloc::vec::Vec;
 use trilith_block::{BlockRange, BufSlice, ConnId, Idx, Term};
@@ -36,6 +37,7 @@ pub(crate) enum What {
         rid: u64,
         range: BlockRange,
         buf: BufSlice,
+        wanted: Wanted,
     },
 }
 

@@ -4,7 +4,7 @@ use crate::calls::{Call, What};
 use crate::entries::SyncSetFrame;
 use crate::machine::{Context, Replica};
 use crate::maps::chunks_of;
-use crate::session::{PendingMap, Session};
+use crate::session::{PendingMap, Session, Wanted};
 use crate::store::{StoreError, TermStart, Told};
 use trilith_block::mutant::{self, Mutant};
 use trilith_block::{BufSlice, ConnId, Idx, MemberId, MemberSet, Membership, SyncEpoch, Term};
@@ -23,6 +23,7 @@ fn engine_term(message: &Message<'_>) -> Option<Term> {
         | Message::Flush { term, .. }
         | Message::SyncSet { term, .. }
         | Message::Read { term, .. }
+        | Message::ExtentHash { term, .. }
         | Message::Heartbeat { term, .. }
         | Message::Told { term, .. }
         | Message::NeedSet { term }
@@ -49,6 +50,7 @@ fn engine_term(message: &Message<'_>) -> Option<Term> {
         | Message::FlushDone { .. }
         | Message::SyncSetDone { .. }
         | Message::Data { .. }
+        | Message::ExtentHashDone { .. }
         | Message::HeartbeatDone { .. }
         | Message::ToldDone { .. }
         | Message::NeedSetDone { .. }
@@ -64,7 +66,7 @@ fn copied(message: &Message<'_>) -> (Idx, u64) {
         Message::Flush { idx, sent_at, .. } => (idx, sent_at),
         Message::SyncSet { idx, .. } | Message::Seal { idx, .. } => (idx, 0),
         Message::TermStart { start, .. } | Message::Told { start, .. } => (start, 0),
-        Message::Read { rid, .. } => (Idx(0), rid),
+        Message::Read { rid, .. } | Message::ExtentHash { rid, .. } => (Idx(0), rid),
         Message::Repair { tag, .. } => (Idx(0), tag),
         Message::Heartbeat { sent_at, .. } => (Idx(0), sent_at),
         _ => (Idx(0), 0),
@@ -180,7 +182,14 @@ impl Replica {
             } => {
                 self.heartbeat(conn, (commit, tidx, sent_at), cx);
             }
-            Message::Read { range, rid, .. } => self.read(conn, range, rid, cx),
+            Message::Read { range, rid, .. } => self.read(conn, range, rid, Wanted::Bytes, cx),
+            Message::ExtentHash {
+                range,
+                rid,
+                unit,
+                seed,
+                ..
+            } => self.read(conn, range, rid, Wanted::Digests { unit, seed }, cx),
             Message::GetMap {
                 map, member, from, ..
             } => {

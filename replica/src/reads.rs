@@ -1,13 +1,13 @@
-//! READ and REPAIR: blocks outside the stream.
+//! READ, EXTENTHASH and REPAIR: blocks outside the stream.
 
 use crate::calls::{Call, What};
 use crate::limits::READ_BLOCKS_MAX;
 use crate::machine::{Context, Replica, entry_status, send};
-use crate::session::PendingRead;
+use crate::session::{PendingRead, Wanted};
 use crate::store::{Change, DiskError, StoreError};
 use trilith_block::limits::BLOCK_BYTES;
-use trilith_block::{BlockRange, BufSlice, Buffers, ConnId, Idx, Term};
-use trilith_wire::{EntryStatus, Kind, Message, Reason};
+use trilith_block::{BlockRange, Blocks, BufSlice, Buffers, ConnId, Idx, Term};
+use trilith_wire::{EntryStatus, Kind, Message, Reason, digest};
 
 /// True when each block of `payload` has its checksum.
 pub(crate) fn checksums_right(payload: BufSlice, crcs: &[u8], data: &dyn Buffers) -> bool {
@@ -24,8 +24,21 @@ impl Replica {
         range.end().byte_offset() <= self.facts().capacity
     }
 
-    /// READ: taken, started when a buffer is there.
-    pub(crate) fn read(&mut self, conn: ConnId, range: BlockRange, rid: u64, cx: &mut Context<'_>) {
+    /// READ or EXTENTHASH: taken, started when a buffer is there.
+    pub(crate) fn read(
+        &mut self,
+        conn: ConnId,
+        range: BlockRange,
+        rid: u64,
+        wanted: Wanted,
+        cx: &mut Context<'_>,
+    ) {
+        let ask = PendingRead {
+            conn,
+            rid,
+            range,
+            wanted,
+        };
         if !self.in_volume(range) || range.count.0 > READ_BLOCKS_MAX {
             return self.malformed(conn, cx);
         }
@@ -34,11 +47,11 @@ impl Replica {
         let facts = self.facts();
         let repairing = self.store.as_ref().is_some_and(|s| s.needs(range));
         if repairing && facts.se.term == facts.term {
-            return self.data(conn, rid, range, EntryStatus::Refused, None, cx);
+            return self.found(ask, EntryStatus::Refused, None, cx);
         }
         if let Some(session) = self.session(conn) {
             session.reads += 1;
-            self.reads.push_back(PendingRead { conn, rid, range });
+            self.reads.push_back(ask);
         }
         self.start_reads(cx);
     }
@@ -53,8 +66,18 @@ impl Replica {
                 self.counters.pauses += 1;
                 return;
             };
-            let PendingRead { conn, rid, range } = pending;
-            let what = What::Read { rid, range, buf };
+            let PendingRead {
+                conn,
+                rid,
+                range,
+                wanted,
+            } = pending;
+            let what = What::Read {
+                rid,
+                range,
+                buf,
+                wanted,
+            };
             let token = self.calls.add(Call {
                 conn,
                 term: self.promised_term(),
@@ -70,7 +93,7 @@ impl Replica {
                 if error == StoreError::Busy {
                     return;
                 }
-                self.data(conn, rid, range, EntryStatus::Io, None, cx);
+                self.found(pending, EntryStatus::Io, None, cx);
                 self.read_ended(conn);
             }
             self.reads.pop_front();
@@ -95,35 +118,100 @@ impl Replica {
         result: Result<bool, DiskError>,
         cx: &mut Context<'_>,
     ) {
-        let What::Read { rid, range, buf } = call.what else {
+        let What::Read {
+            rid,
+            range,
+            buf,
+            wanted,
+        } = call.what
+        else {
             return;
         };
         self.read_ended(call.conn);
         let status = entry_status(result.map(|_| ()));
+        let asked = PendingRead {
+            conn: call.conn,
+            rid,
+            range,
+            wanted,
+        };
         if result == Ok(false) {
-            self.data(call.conn, rid, range, status, Some(buf), cx);
+            self.found(asked, status, Some(buf), cx);
         } else {
             cx.data.release(buf.buf);
-            self.data(call.conn, rid, range, status, None, cx);
+            self.found(asked, status, None, cx);
         }
     }
 
-    /// DATA, or NACK when another engine has the promise by now. Takes the buffer.
-    fn data(
+    /// The answer, or NACK when another engine has the promise by now. Takes the buffer; done
+    /// without one: zeroes.
+    fn found(
         &mut self,
-        conn: ConnId,
-        rid: u64,
-        range: BlockRange,
+        asked: PendingRead,
         status: EntryStatus,
         payload: Option<BufSlice>,
         cx: &mut Context<'_>,
     ) {
         self.counters.reads += 1;
-        let leader = self.leader() == Some(conn);
-        if !leader {
-            crate::streams::release(payload, cx);
-            return self.nack(conn, Reason::Term, Kind::Read, Idx(0), rid, cx);
+        let leader = self.leader() == Some(asked.conn);
+        match asked.wanted {
+            Wanted::Bytes if leader => self.data(asked, status, payload, cx),
+            Wanted::Digests { unit, seed } if leader => {
+                self.digests(asked, (unit, seed), status, payload, cx);
+            }
+            Wanted::Bytes | Wanted::Digests { .. } => {
+                crate::streams::release(payload, cx);
+                let kind = match asked.wanted {
+                    Wanted::Bytes => Kind::Read,
+                    Wanted::Digests { .. } => Kind::ExtentHash,
+                };
+                self.nack(asked.conn, Reason::Term, kind, Idx(0), asked.rid, cx);
+            }
         }
+    }
+
+    /// EXTENTHASHDONE.
+    fn digests(
+        &mut self,
+        asked: PendingRead,
+        (unit, seed): (Blocks, u64),
+        status: EntryStatus,
+        payload: Option<BufSlice>,
+        cx: &mut Context<'_>,
+    ) {
+        self.scratch.clear();
+        match payload {
+            Some(slice) => {
+                digest::append(seed, cx.data.bytes(slice), unit, &mut self.scratch);
+            }
+            None if status == EntryStatus::Done => {
+                digest::append_zeroes(seed, asked.range, unit, &mut self.scratch);
+            }
+            None => {}
+        }
+        crate::streams::release(payload, cx);
+        let message = Message::ExtentHashDone {
+            term: self.promised_term(),
+            rid: asked.rid,
+            status,
+            range: asked.range,
+            unit,
+            digests: &self.scratch,
+        };
+        send(&mut self.encoder, asked.conn, &message, None, cx);
+    }
+
+    /// DATA. Takes the buffer.
+    fn data(
+        &mut self,
+        asked: PendingRead,
+        status: EntryStatus,
+        payload: Option<BufSlice>,
+        cx: &mut Context<'_>,
+    ) {
+        let PendingRead {
+            conn, rid, range, ..
+        } = asked;
         self.scratch.clear();
         if let Some(slice) = payload {
             for block in cx.data.bytes(slice).chunks_exact(BLOCK_BYTES as usize) {

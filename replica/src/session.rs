@@ -2,7 +2,7 @@
 //! Owned by [`crate::machine::Replica`].
 
 use alloc::boxed::Box;
-use trilith_block::{BlockRange, BufSlice, ConnId, Idx, MemberId, Monotonic, Uuid};
+use trilith_block::{BlockRange, Blocks, BufSlice, ConnId, Idx, MemberId, Monotonic, Uuid};
 use trilith_wire::auth::Binding;
 use trilith_wire::{Decoder, Hello, MapKind};
 
@@ -46,6 +46,16 @@ pub(crate) struct PendingRead {
     pub(crate) conn: ConnId,
     pub(crate) rid: u64,
     pub(crate) range: BlockRange,
+    pub(crate) wanted: Wanted,
+}
+
+/// What is to be answered to who asked for blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Wanted {
+    /// The blocks (READ).
+    Bytes,
+    /// The digest of each unit of them (EXTENTHASH).
+    Digests { unit: Blocks, seed: u64 },
 }
 
 /// One connection.

@@ -276,6 +276,7 @@ impl Cluster {
                     | Effect::Close(..)
                     | Effect::Complete(_)
                     | Effect::Mode(_)
+                    | Effect::Scrub(_)
                     | Effect::EngineExit(_)
                     | Effect::NeedWords(_)
                     | Effect::Opened(_)
@@ -377,6 +378,7 @@ impl Cluster {
             Effect::Disk(tag, op) => self.disk_starts(host, node, tag, op),
             Effect::Complete(completion) => self.completed(node, now, completion),
             Effect::Mode(mode) => self.mode_changed(host, node, mode),
+            Effect::Scrub(news) => self.scrub_told(host, news),
             Effect::NeedWords(len) => self.give_words(host, node, len),
             Effect::Opened(opened) => {
                 let at = self.world.now();

@@ -30,6 +30,8 @@ pub enum Effect {
     Complete(Completion),
     /// The engine's mode has changed.
     Mode(Mode),
+    /// The engine tells of a comparison of the replicas.
+    Scrub(trilith_engine::ScrubNews),
     /// The engine is done.
     EngineExit(ExitReason),
     /// The replica asks for its window file.
@@ -307,6 +309,7 @@ fn engine_effect(action: trilith_engine::Action, out: &Actions<trilith_engine::A
         Action::Close { conn } => Effect::Close(conn, false),
         Action::Complete(completion) => Effect::Complete(completion),
         Action::ModeChanged(mode) => Effect::Mode(mode),
+        Action::Scrub(news) => Effect::Scrub(news),
         Action::Exit(reason) => Effect::EngineExit(reason),
     }
 }

@@ -11,7 +11,7 @@ use crate::process::{Effect, EngineProgram, Node, Program};
 use crate::world::{MILLIS, Nanos, SECONDS};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use trilith_block::{Actions, Buffers, Machine, MemberId, Membership, Uuid};
-use trilith_engine::{Engine, EngineConfig, ExitReason, Mode, Operator, Waiting};
+use trilith_engine::{Engine, EngineConfig, ExitReason, Mode, Operator, ScrubNews, Waiting};
 
 /// What the supervisor and the operator know.
 #[derive(Debug)]
@@ -259,6 +259,7 @@ impl Cluster {
             | Effect::Disk(..)
             | Effect::Complete(_)
             | Effect::Mode(_)
+            | Effect::Scrub(_)
             | Effect::NeedWords(_)
             | Effect::Opened(_) => {}
         }
@@ -320,6 +321,16 @@ impl Cluster {
         if mode == Mode::Waiting(Waiting::LossAccepted) {
             let delay = self.entropy.skewed(MILLIS, 2 * SECONDS);
             self.world.after(delay, Event::Accept(host, life));
+        }
+    }
+
+    /// C24: where nothing rots, copies that are compared are equal, whatever else goes wrong.
+    pub fn scrub_told(&mut self, host: Host, news: ScrubNews) {
+        let now = self.world.now();
+        self.story
+            .tell(now, || format!("engine on {host}: scrub {news:?}"));
+        if let ScrubNews::Differs(difference) = news {
+            self.fail(format!("C24: the scrub finds {difference:?}"));
         }
     }
 

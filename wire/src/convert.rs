@@ -1,7 +1,8 @@
 //! Messages to and from the fields of a frame header.
 
+use crate::digest;
 use crate::frame::{Header, WireError, u32_at};
-use crate::limits::{ACK_FURTHER_MAX, PAYLOAD_BYTES_MAX};
+use crate::limits::{ACK_FURTHER_MAX, DIGESTS_MAX, PAYLOAD_BYTES_MAX};
 use crate::message::{
     Append, EntryOp, EntryStatus, Hello, Kind, MapKind, Message, Prevote, Reason,
 };
@@ -73,6 +74,17 @@ impl<'a> Fields<'a> {
         }
         self.exact_ext(want_ext)?;
         Ok(&self.ext[..want_ext])
+    }
+
+    /// A range of whole units from its start on, and the unit.
+    fn units(&self, start: u64, count: u32, unit: u32) -> Result<(BlockRange, Blocks), WireError> {
+        let range = self.range(start, count, true)?;
+        let unit = Blocks(unit);
+        if digest::units(range, unit).is_some_and(|units| units <= DIGESTS_MAX) {
+            Ok((range, unit))
+        } else {
+            Err(self.bad("unit"))
+        }
     }
 
     fn member(&self, value: u64) -> Result<MemberId, WireError> {
@@ -383,6 +395,36 @@ impl<'a> Message<'a> {
                     crcs,
                 }
             }
+            Kind::ExtentHash => {
+                let (range, unit) = f.units(h.a0, h.a1, h.a2)?;
+                Message::ExtentHash {
+                    term,
+                    range,
+                    rid: h.a4,
+                    unit,
+                    seed: h.a3,
+                }
+            }
+            Kind::ExtentHashDone => {
+                let (range, unit) = f.units(h.a0, h.a2, f.number(h.a3)?)?;
+                let status = f.status(h.a1)?;
+                let units = digest::units(range, unit).unwrap_or(0);
+                let done = status == EntryStatus::Done;
+                let len = if done {
+                    units * digest::DIGEST_BYTES
+                } else {
+                    0
+                };
+                f.exact_ext(len)?;
+                Message::ExtentHashDone {
+                    term,
+                    rid: h.a4,
+                    status,
+                    range,
+                    unit,
+                    digests: &ext[..len],
+                }
+            }
             Kind::Heartbeat => Message::Heartbeat {
                 term,
                 commit: Idx(h.a0),
@@ -472,6 +514,8 @@ impl<'a> Message<'a> {
             Message::StepDown { .. } => Kind::StepDown,
             Message::Reconfigure { .. } => Kind::Reconfigure,
             Message::ReconfigureDone { .. } => Kind::ReconfigureDone,
+            Message::ExtentHash { .. } => Kind::ExtentHash,
+            Message::ExtentHashDone { .. } => Kind::ExtentHashDone,
         }
     }
 
@@ -652,6 +696,28 @@ impl<'a> Message<'a> {
                 (h.term, h.a4, h.a1) = (term.0, rid, u32::from(status.to_byte()));
                 (h.a0, h.a2, h.flags) = (range.start.0, range.count.0, u16::from(zero));
                 out.extend_from_slice(crcs);
+            }
+            Message::ExtentHash {
+                term,
+                range,
+                rid,
+                unit,
+                seed,
+            } => {
+                (h.term, h.a0, h.a1) = (term.0, range.start.0, range.count.0);
+                (h.a2, h.a3, h.a4) = (unit.0, seed, rid);
+            }
+            Message::ExtentHashDone {
+                term,
+                rid,
+                status,
+                range,
+                unit,
+                digests,
+            } => {
+                (h.term, h.a0, h.a1) = (term.0, range.start.0, u32::from(status.to_byte()));
+                (h.a2, h.a3, h.a4) = (range.count.0, u64::from(unit.0), rid);
+                out.extend_from_slice(digests);
             }
             Message::Heartbeat {
                 term,

@@ -106,6 +106,10 @@ byte_enum! {
         Reconfigure = 39,
         /// r->e
         ReconfigureDone = 40,
+        /// e->r
+        ExtentHash = 41,
+        /// r->e
+        ExtentHashDone = 42,
     }
 }
 

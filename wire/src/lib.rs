@@ -20,6 +20,7 @@ extern crate std;
 
 pub mod auth;
 mod convert;
+pub mod digest;
 pub mod frame;
 pub mod kinds;
 pub mod limits;

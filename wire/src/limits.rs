@@ -16,10 +16,15 @@ pub const ACK_FURTHER_MAX: usize = EXT_BYTES_MAX / 8;
 /// Oldest protocol version that this build speaks.
 pub const PROTOCOL_MIN: u16 = 1;
 /// Newest protocol version that this build speaks.
-pub const PROTOCOL_MAX: u16 = 2;
+pub const PROTOCOL_MAX: u16 = 3;
 /// First protocol version with RECONFIGURE: a volume whose configuration was ever changed is not
 /// served in an older one.
 pub const PROTOCOL_RECONFIGURE: u16 = 2;
+/// First protocol version with EXTENTHASH: replicas that speak an older one are not compared.
+pub const PROTOCOL_EXTENT_HASH: u16 = 3;
+/// Digests of one EXTENTHASHDONE. More are malformed.
+pub const DIGESTS_MAX: usize = 64;
 
 const _: () = assert!(PAYLOAD_BYTES_MAX / trilith_block::limits::BLOCK_BYTES * 4 <= 1024);
 const _: () = assert!(HEAD_BYTES_MAX <= trilith_block::limits::HEADER_BYTES_MAX);
+const _: () = assert!(DIGESTS_MAX * crate::digest::DIGEST_BYTES <= EXT_BYTES_MAX);

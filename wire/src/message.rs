@@ -9,7 +9,7 @@ use crate::auth::{Nonce, Proof};
 use crate::frame::u64_at;
 pub use crate::kinds::{EntryOp, EntryStatus, Kind, MapKind, Reason};
 use crate::state::ReplicaState;
-use trilith_block::{BlockRange, Idx, MemberId, MemberSet, Membership, Term, Uuid};
+use trilith_block::{BlockRange, Blocks, Idx, MemberId, MemberSet, Membership, Term, Uuid};
 
 /// e->r, first frame of a session.
 /// Header: `term` the engine's last known term; `a0` attach_epoch; `a1` protocol_min | protocol_max
@@ -477,6 +477,37 @@ pub enum Message<'a> {
         term: Term,
         /// Generation that is durable.
         generation: u64,
+    },
+    /// e->r (6.9): digests of these blocks as they are (no order with the stream), one for each
+    /// `unit` blocks. Protocol 3. Answered by EXTENTHASHDONE, or by NACK when the replica promised a
+    /// higher term. `a0` lba; `a1` blocks; `a2` blocks of a unit; `a3` seed; `a4` rid.
+    ExtentHash {
+        /// Engine's term.
+        term: Term,
+        /// The blocks, within one extent, from a whole unit on.
+        range: BlockRange,
+        /// Names the answer.
+        rid: u64,
+        /// What a digest is of: a block or a chunk. The last one may be of fewer.
+        unit: Blocks,
+        /// Key of the digests.
+        seed: u64,
+    },
+    /// r->e. `a0` lba; `a1` status; `a2` blocks; `a3` blocks of a unit; `a4` rid. Ext: the digests
+    /// ([`crate::digest::of`]), none unless the status is done.
+    ExtentHashDone {
+        /// Term of the EXTENTHASH.
+        term: Term,
+        /// Its rid.
+        rid: u64,
+        /// How it ended. Not done: somewhere in the range a copy cannot be read.
+        status: EntryStatus,
+        /// The blocks.
+        range: BlockRange,
+        /// See [`Message::ExtentHash`].
+        unit: Blocks,
+        /// One digest a unit.
+        digests: &'a [u8],
     },
     /// e->r: the engine gives up its lease and its leadership.
     StepDown {

@@ -321,6 +321,38 @@ fn all() -> Vec<(Message<'static>, u32)> {
             0,
         ),
         (
+            Message::ExtentHash {
+                term,
+                range,
+                rid: 6,
+                unit: Blocks(1),
+                seed: 7,
+            },
+            0,
+        ),
+        (
+            Message::ExtentHashDone {
+                term,
+                rid: 6,
+                status: EntryStatus::Done,
+                range,
+                unit: Blocks(1),
+                digests: &[3; 32],
+            },
+            0,
+        ),
+        (
+            Message::ExtentHashDone {
+                term,
+                rid: 6,
+                status,
+                range,
+                unit: Blocks(1),
+                digests: &[],
+            },
+            0,
+        ),
+        (
             Message::Heartbeat {
                 term,
                 commit: idx,

@@ -32,7 +32,7 @@ mod rate;
 pub use rate::{Load, RateConfig, RateController};
 
 use pick::Picker;
-use rate::Bucket;
+pub(crate) use rate::Bucket;
 
 #[cfg(test)]
 mod rate_tests;

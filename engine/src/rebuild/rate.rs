@@ -111,7 +111,7 @@ impl RateController {
 
 /// A bucket of bytes. It may go into debt by one copy, so a copy longer than the bucket passes too.
 #[derive(Debug)]
-pub(super) struct Bucket {
+pub(crate) struct Bucket {
     /// Nano-bytes (bytes x 10^9), below zero in debt: no rounding is lost between refills.
     level: i128,
     at: Monotonic,
@@ -121,7 +121,7 @@ const NANO: i128 = 1_000_000_000;
 
 impl Bucket {
     /// A full bucket.
-    pub(super) fn new(now: Monotonic, rate: u64) -> Bucket {
+    pub(crate) fn new(now: Monotonic, rate: u64) -> Bucket {
         Bucket {
             level: Self::capacity(rate),
             at: now,
@@ -132,28 +132,28 @@ impl Bucket {
         i128::from(rate) * i128::try_from(BURST.as_nanos()).unwrap_or(0)
     }
 
-    pub(super) fn refill(&mut self, now: Monotonic, rate: u64) {
+    pub(crate) fn refill(&mut self, now: Monotonic, rate: u64) {
         let passed = i128::try_from(now.since(self.at).as_nanos()).unwrap_or(0);
         self.at = self.at.max(now);
         self.level = (self.level + passed * i128::from(rate)).min(Self::capacity(rate));
     }
 
     /// True when a copy may start.
-    pub(super) fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         0 <= self.level
     }
 
-    pub(super) fn take(&mut self, bytes: u64) {
+    pub(crate) fn take(&mut self, bytes: u64) {
         self.level -= i128::from(bytes) * NANO;
     }
 
     /// Gives back what turned out to be cheap.
-    pub(super) fn refund(&mut self, bytes: u64, rate: u64) {
+    pub(crate) fn refund(&mut self, bytes: u64, rate: u64) {
         self.level = (self.level + i128::from(bytes) * NANO).min(Self::capacity(rate));
     }
 
     /// When a copy may start again.
-    pub(super) fn opens_at(&self, rate: u64) -> Monotonic {
+    pub(crate) fn opens_at(&self, rate: u64) -> Monotonic {
         let debt = (-self.level).max(0);
         let nanos = (debt + i128::from(rate) - 1) / i128::from(rate.max(1));
         self.at.after(Duration::from_nanos(

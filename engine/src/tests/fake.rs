@@ -8,8 +8,8 @@ use std::vec;
 use std::vec::Vec;
 use trilith_block::limits::BLOCK_BYTES;
 use trilith_block::{
-    BlockRange, Buffers, ChunkMap, ExtentNo, Idx, Lba, MemberId, MemberSet, Membership, SyncEpoch,
-    Term, Uuid,
+    BlockRange, Blocks, Buffers, ChunkMap, ExtentNo, Idx, Lba, MemberId, MemberSet, Membership,
+    SyncEpoch, Term, Uuid,
 };
 use trilith_wire::auth::{self, Binding, Role};
 use trilith_wire::{
@@ -80,6 +80,11 @@ pub(crate) struct Fake {
     /// READs are not answered while this is set.
     pub(crate) hold_reads: bool,
     pub(crate) fail_reads: bool,
+    /// EXTENTHASHes here find a bad sector, until it is written.
+    pub(crate) unreadable: Option<BlockRange>,
+    /// EXTENTHASHes are not answered while this is set.
+    pub(crate) hold_hashes: bool,
+    pub(crate) hashes: u64,
     pub(crate) fail_writes: bool,
     pub(crate) deaf: bool,
     pub(crate) held: Vec<(u64, Vec<u8>, Vec<u8>)>,
@@ -148,10 +153,13 @@ impl Fake {
             hold_acks: false,
             hold_configs: false,
             hold_reconciles: false,
-            protocol: 2,
+            protocol: trilith_wire::limits::PROTOCOL_MAX,
             hold_flushes: false,
             hold_reads: false,
             fail_reads: false,
+            unreadable: None,
+            hold_hashes: false,
+            hashes: 0,
             fail_writes: false,
             deaf: false,
             held: Vec::new(),
@@ -518,6 +526,13 @@ impl Fake {
                 self.ack(0, out);
             }
             Message::Read { range, rid, .. } => self.read(*range, *rid, out),
+            Message::ExtentHash {
+                range,
+                rid,
+                unit,
+                seed,
+                ..
+            } => self.digests(*range, *rid, *unit, *seed, out),
             Message::Heartbeat { tidx, sent_at, .. } => {
                 self.heartbeats += 1;
                 self.grant(engine, out.now);
@@ -704,6 +719,9 @@ impl Fake {
 
     pub(crate) fn store(&mut self, range: BlockRange, payload: Option<&[u8]>) {
         self.sealed = false;
+        if self.unreadable.is_some_and(|bad| bad.overlaps(range)) {
+            self.unreadable = None;
+        }
         if payload.is_some() {
             self.allocated.add_range(range);
         }
@@ -728,6 +746,38 @@ impl Fake {
             .flat_map(block)
             .copied()
             .collect()
+    }
+
+    fn digests(&mut self, range: BlockRange, rid: u64, unit: Blocks, seed: u64, out: &mut Out<'_>) {
+        self.hashes += 1;
+        let unreadable = self.unreadable.is_some_and(|bad| bad.overlaps(range));
+        let status = if unreadable {
+            EntryStatus::Io
+        } else {
+            EntryStatus::Done
+        };
+        let mut digests = Vec::new();
+        let hole = self.blocks.range(range.start..range.end()).next().is_none();
+        if hole && !unreadable {
+            trilith_wire::digest::append_zeroes(seed, range, unit, &mut digests);
+        } else if !unreadable {
+            trilith_wire::digest::append(seed, &self.content(range), unit, &mut digests);
+        }
+        let done = Message::ExtentHashDone {
+            term: self.term,
+            rid,
+            status,
+            range,
+            unit,
+            digests: &digests,
+        };
+        let before = out.frames.len();
+        out.send(&done, &[]);
+        if self.hold_hashes {
+            for (head, payload) in out.frames.drain(before..) {
+                self.held.push((out.conn, head, payload));
+            }
+        }
     }
 
     fn read(&mut self, range: BlockRange, rid: u64, out: &mut Out<'_>) {

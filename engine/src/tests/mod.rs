@@ -1,10 +1,11 @@
 //! The whole engine against fake replicas, through real frames.
 
-mod arena;
+pub(crate) mod arena;
 mod elect;
 mod fake;
 mod members;
 mod model;
 mod replace;
+mod scrub;
 mod serve;
 mod world;

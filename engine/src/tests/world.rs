@@ -2,7 +2,7 @@
 
 use super::arena::Arena;
 use super::fake::{Fake, Frame, Out, SECRET, VOLUME};
-use crate::{Action, Engine, EngineConfig, Event, ExitReason, Mode, Operator};
+use crate::{Action, Engine, EngineConfig, Event, ExitReason, Mode, Operator, ScrubNews};
 use std::collections::{BTreeMap, VecDeque};
 use std::vec::Vec;
 use trilith_block::request::Target;
@@ -42,6 +42,7 @@ pub(crate) struct World {
     pub(crate) delay: [u64; 7],
     pub(crate) answers: BTreeMap<u64, Answer>,
     pub(crate) modes: Vec<Mode>,
+    pub(crate) scrubs: Vec<ScrubNews>,
     pub(crate) exit: Option<ExitReason>,
 }
 
@@ -81,6 +82,7 @@ impl World {
             delay: [MS / 10; 7],
             answers: BTreeMap::new(),
             modes: Vec::new(),
+            scrubs: Vec::new(),
             exit: None,
         }
     }
@@ -180,6 +182,7 @@ impl World {
                     assert!(old.is_none(), "{:?} completed twice", completion.tag);
                 }
                 Action::ModeChanged(mode) => self.modes.push(mode),
+                Action::Scrub(news) => self.scrubs.push(news),
                 Action::Exit(reason) => self.exit = Some(reason),
             }
         }

@@ -30,6 +30,8 @@ pub(crate) struct Disk {
     data: File,
     /// Answers the next data write with this.
     pub(crate) fail_write: Option<DiskError>,
+    /// Answers the next data read with this.
+    pub(crate) fail_read: Option<DiskError>,
     /// Answers the next flush of data with this.
     pub(crate) fail_flush: Option<DiskError>,
     /// Answers the next write of metadata with this.
@@ -55,6 +57,11 @@ impl Disk {
     pub(crate) fn apply(&mut self, op: &DiskOp, arena: &mut dyn Buffers) -> Result<(), DiskError> {
         match *op {
             DiskOp::Read { role, offset, buf } => {
+                if role == FileRole::Data
+                    && let Some(error) = self.fail_read.take()
+                {
+                    return Err(error);
+                }
                 let file = self.file(role);
                 for (at, target) in
                     (offset / BLOCK..).zip(arena.bytes_mut(buf).chunks_mut(BLOCK_LEN))

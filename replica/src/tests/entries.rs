@@ -3,7 +3,7 @@
 use super::rig::{E1, IO, Rig, acked, refusal};
 use crate::store::{DiskError, DiskOp, FileRole};
 use trilith_block::{BlockRange, Blocks, Buffers, Idx, Lba, MemberSet, Term};
-use trilith_wire::{Append, EntryOp, EntryStatus, Message, Reason};
+use trilith_wire::{Append, EntryOp, EntryStatus, Message, Reason, digest};
 
 const TERM: Term = Term(1);
 
@@ -544,6 +544,68 @@ fn reads_bring_data_with_checksums_or_say_zero() {
         rig.trace.len(),
         reads,
         "no disk is asked for what was never written"
+    );
+    rig.stop();
+}
+
+#[test]
+fn digests_are_those_of_the_bytes_on_the_disk() {
+    let mut rig = Rig::new();
+    let conn = rig.active();
+    rig.put(conn, 1, 3, 7);
+    let ask = |range, unit, rid| Message::ExtentHash {
+        term: TERM,
+        range,
+        rid,
+        unit,
+        seed: 77,
+    };
+    let mut chunk = std::vec![0; 16 * 4096];
+    chunk[3 * 4096..4 * 4096].fill(7);
+    let written = BlockRange::new(Lba(0), Blocks(16));
+    for (range, unit, from) in [
+        (written, digest::CHUNK, 0),
+        (written, digest::BLOCK, 0),
+        (BlockRange::new(Lba(3), Blocks(2)), digest::BLOCK, 3 * 4096),
+    ] {
+        let answer = rig.ask(conn, &ask(range, unit, 9));
+        let mut expected = std::vec::Vec::new();
+        let len = range.count.0 as usize * 4096;
+        digest::append(77, &chunk[from..from + len], unit, &mut expected);
+        let (
+            Message::ExtentHashDone {
+                status, digests, ..
+            },
+            payload,
+        ) = &answer[0]
+        else {
+            panic!("{answer:?}")
+        };
+        assert_eq!(*status, EntryStatus::Done);
+        assert_eq!(*digests, expected);
+        assert!(payload.is_empty());
+    }
+    let operations = rig.trace.len();
+    let hole = BlockRange::new(Lba(2032), Blocks(16));
+    let answer = rig.ask(conn, &ask(hole, digest::CHUNK, 9));
+    let zeroes = digest::of(77, &[0; 16 * 4096]);
+    assert!(
+        matches!(answer[0].0, Message::ExtentHashDone { digests, .. } if digests == zeroes),
+        "{answer:?}"
+    );
+    assert_eq!(rig.trace.len(), operations, "a hole is not read");
+    rig.disk.fail_read = Some(IO);
+    let answer = rig.ask(conn, &ask(written, digest::CHUNK, 9));
+    assert!(
+        matches!(
+            answer[0].0,
+            Message::ExtentHashDone {
+                status: EntryStatus::Io,
+                digests: &[],
+                ..
+            }
+        ),
+        "{answer:?}"
     );
     rig.stop();
 }

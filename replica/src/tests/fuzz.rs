@@ -118,6 +118,13 @@ fn message(input: &mut Input<'_>) -> (Message<'static>, usize) {
             member,
             crc: 0,
         },
+        19 if n > 0 => Message::ExtentHash {
+            term,
+            range,
+            rid: 2,
+            unit: Blocks([1, 2, 16, 0][n as usize]),
+            seed: idx.0,
+        },
         _ => Message::ToldDone { term },
     };
     (message, 0)

@@ -21,7 +21,10 @@ fn a_hello_that_does_not_fit_is_refused_with_its_reason() {
     type Change = fn(&mut Hello);
     let cases: [(Change, Reason); 6] = [
         (|h| h.volume = Uuid([1; 16]), Reason::WrongVolume),
-        (|h| h.protocol_min = 3, Reason::Protocol),
+        (
+            |h| h.protocol_min = trilith_wire::limits::PROTOCOL_MAX + 1,
+            Reason::Protocol,
+        ),
         (|h| h.engine = Uuid::NONE, Reason::Malformed),
         (|h| h.member = MemberId::new(1).unwrap(), Reason::Mismatch),
         (|h| h.capacity += 4096, Reason::Mismatch),
@@ -155,6 +158,20 @@ fn frames_that_make_no_sense_end_the_session() {
             term,
             range: BlockRange::new(Lba(1 << 20), Blocks(1)),
             rid: 1,
+        },
+        Message::ExtentHash {
+            term,
+            range: BlockRange::new(Lba(0), Blocks(512)),
+            rid: 1,
+            unit: trilith_wire::digest::CHUNK,
+            seed: 0,
+        },
+        Message::ExtentHash {
+            term,
+            range: BlockRange::new(Lba(0), Blocks(4)),
+            rid: 1,
+            unit: Blocks(2),
+            seed: 0,
         },
         Message::Append(Rig::entry(1, 2, 0, 1)),
         Message::TermStart {

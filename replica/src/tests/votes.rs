@@ -119,6 +119,13 @@ fn after_a_promise_the_old_engine_is_refused_everything() {
             range,
             rid: 7,
         },
+        Message::ExtentHash {
+            term,
+            range,
+            rid: 7,
+            unit: Blocks(1),
+            seed: 3,
+        },
         Message::Heartbeat {
             term,
             commit: Idx(0),
@@ -152,7 +159,7 @@ fn after_a_promise_the_old_engine_is_refused_everything() {
             (reason, refused, term),
             (Reason::Term, frame.kind(), Term(2))
         );
-        assert!(refused != Kind::Read || tag == 7);
+        assert!(!matches!(refused, Kind::Read | Kind::ExtentHash) || tag == 7);
     }
     assert_eq!(refusal(&rig.put(old, 2, 0, 9)), Some(Reason::Term));
     assert_eq!(rig.filled(0), 1);

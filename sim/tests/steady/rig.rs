@@ -488,7 +488,7 @@ impl Rig {
                 Action::Complete(completion) => {
                     self.nbd_step(FrontendEvent::Complete(completion));
                 }
-                Action::ModeChanged(_) => {}
+                Action::ModeChanged(_) | Action::Scrub(_) => {}
                 Action::Close { .. } | Action::Exit(_) => panic!("unexpected: {action:?}"),
             }
         }

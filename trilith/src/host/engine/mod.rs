@@ -7,6 +7,7 @@ mod keeper;
 mod lanes;
 mod replace;
 mod report;
+mod scrub;
 pub(crate) mod ublk;
 mod wiring;
 

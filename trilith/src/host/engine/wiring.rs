@@ -241,6 +241,7 @@ impl EngineHost {
             Action::Close { conn } => io.close(conn, false),
             Action::Complete(completion) => self.complete(io, completion),
             Action::ModeChanged(_) => {}
+            Action::Scrub(news) => super::scrub::log(news),
             Action::Exit(reason) => self.end(io, reason),
         }
     }
