@@ -218,6 +218,8 @@ pub struct Config {
     pub replacement: Option<Replacement>,
     /// Replicas that stay away in the healing phase.
     pub dead: Vec<Host>,
+    /// Replicas, fewer than a majority, whose disks lie about flushes until healing begins.
+    pub liars: Vec<Host>,
     /// After healing: power loss of all, and a minority does not come back (I6).
     pub final_cut: bool,
     /// The supervisor grants exclusivity (RO-M).
@@ -238,6 +240,8 @@ pub struct Config {
 const REPLACEMENTS_FROM: u64 = 300_000;
 /// Seeds below it do without what [`draw_extras`] brings, for the same reason.
 pub const EXTRAS_FROM: u64 = 1_000_000;
+/// Seeds below it have honest disks, for the same reason.
+const LIARS_FROM: u64 = 10_000_000_000_000;
 /// Number of engine hosts; they come after the replicas' hosts.
 pub const ENGINE_HOSTS: usize = 2;
 
@@ -353,6 +357,7 @@ impl Config {
             plan: Vec::new(),
             replacement: None,
             dead: Vec::new(),
+            liars: draw_liars(seed, replicas),
             final_cut: entropy.chance(1, 2),
             grants: entropy.chance(1, 4),
             nbd: entropy.chance(1, 4),
@@ -452,6 +457,20 @@ fn draw_dead(entropy: &mut Entropy, replicas: usize) -> Vec<Host> {
         }
     }
     dead
+}
+
+/// One run in eight. They come from a stream of their own.
+fn draw_liars(seed: u64, replicas: usize) -> Vec<Host> {
+    let mut entropy = Entropy::from_seed(seed).fork(9);
+    if seed < LIARS_FROM || !entropy.chance(1, 8) {
+        return Vec::new();
+    }
+    let first = entropy.index(replicas);
+    let count = entropy.index(replicas.div_ceil(2)).max(1);
+    let most = (replicas - 1) / 2;
+    (0..count.min(most))
+        .map(|n| (first + n) % replicas)
+        .collect()
 }
 
 fn draw_geometry(entropy: &mut Entropy, replicas: usize) -> Geometry {

@@ -9,6 +9,9 @@
 //! - a write in flight when the process dies lands or not, and a new process waits for it (K1); a
 //!   flush in flight then does not fail unheard.
 //!
+//! A disk may lie about flushes: then what it says is durable is so for everyone who asks it, until a
+//! power loss takes some of it back ([`Disk::betrayed`]).
+//!
 //! Errors are injected by [`Faults`]. After a failed flush an arbitrary part of the volatile data
 //! is gone and the next flush succeeds, as on Linux.
 
@@ -100,7 +103,7 @@ pub struct Faults {
     pub write_error: u64,
     /// A flush fails and loses volatile data.
     pub flush_error: u64,
-    /// Flushes do nothing (a lying disk).
+    /// Flushes only say that they did something (a lying disk).
     pub lying_flush: bool,
     /// A completed write of the data file is changed silently afterwards.
     pub rot: u64,
@@ -158,6 +161,8 @@ struct Image {
     pages: Vec<Page>,
     /// Pages with volatile values.
     loose: Vec<u32>,
+    /// What is on stable media where the disk says that something newer is.
+    lies: BTreeMap<u32, Value>,
     allocated: u64,
 }
 
@@ -187,6 +192,8 @@ pub struct Disk {
     /// True when the device keeps volatile data at all; without a cache every completed write is
     /// durable.
     pub volatile_cache: bool,
+    /// A power loss has taken back what a flush had said is durable.
+    pub betrayed: bool,
 }
 
 fn index(file: File) -> usize {
@@ -223,6 +230,7 @@ impl Disk {
         let image = |bytes: u64| Image {
             pages: vec![Page::default(); bytes.div_ceil(PAGE as u64) as usize],
             loose: Vec::new(),
+            lies: BTreeMap::new(),
             allocated: 0,
         };
         Disk {
@@ -235,6 +243,7 @@ impl Disk {
             faults: Faults::default(),
             written: 0,
             volatile_cache,
+            betrayed: false,
         }
     }
 
@@ -393,9 +402,7 @@ impl Disk {
                     self.lose_some(file, entropy);
                     return Done::Error;
                 }
-                if !faults.lying_flush {
-                    self.harden(file, flight.submitted);
-                }
+                self.harden(file, flight.submitted, faults.lying_flush);
                 Done::Ok(Vec::new())
             }
         }
@@ -434,7 +441,9 @@ impl Disk {
     fn put(&mut self, file: File, page: usize, value: Value, durable: bool) {
         self.set_allocated(file, page, true);
         if durable || !self.volatile_cache {
-            let slot = &mut self.images[index(file)].pages[page];
+            let image = &mut self.images[index(file)];
+            image.lies.remove(&(page as u32));
+            let slot = &mut image.pages[page];
             slot.volatile.clear();
             slot.durable = value;
         } else {
@@ -457,10 +466,13 @@ impl Disk {
         });
     }
 
-    /// What completed before completion number `before` becomes durable.
-    fn harden(&mut self, file: File, before: u64) {
+    /// What completed before completion number `before` becomes durable, or is said to.
+    fn harden(&mut self, file: File, before: u64, lying: bool) {
         let image = &mut self.images[index(file)];
-        let pages = &mut image.pages;
+        let (pages, lies) = (&mut image.pages, &mut image.lies);
+        if !lying {
+            lies.clear();
+        }
         image.loose.retain(|page| {
             let slot = &mut pages[*page as usize];
             let count = slot
@@ -469,6 +481,9 @@ impl Disk {
                 .take_while(|v| v.completed <= before)
                 .count();
             if count > 0 {
+                if lying {
+                    lies.entry(*page).or_insert(slot.durable.clone());
+                }
                 slot.durable = slot
                     .volatile
                     .drain(..count)
@@ -499,6 +514,30 @@ impl Disk {
         bytes[entropy.index(PAGE)] ^= 1 << entropy.below(8);
         slot.volatile.clear();
         slot.durable = Some(Rc::new(bytes));
+    }
+
+    /// A power loss shows what a flush was worth.
+    fn end_lies(&mut self, cut: Cut, entropy: &mut Entropy) {
+        let sector = self.sector;
+        for image in &mut self.images {
+            for (page, truth) in std::mem::take(&mut image.lies) {
+                let said = &mut image.pages[page as usize].durable;
+                let cached = [Volatile {
+                    completed: 0,
+                    value: said.clone(),
+                    label: Label::default(),
+                }];
+                let kept = match cut {
+                    Cut::LoseAll => truth,
+                    Cut::KeepAll => continue,
+                    Cut::Pages if entropy.chance(1, 2) => continue,
+                    Cut::Pages => truth,
+                    Cut::Sectors => torn(&truth, &cached, sector, entropy),
+                };
+                self.betrayed |= kept != *said;
+                *said = kept;
+            }
+        }
     }
 
     /// The power is lost: everything in flight ends, volatile data survives in part. Returns the
@@ -537,6 +576,7 @@ impl Disk {
             }
         }
         self.orphans.clear();
+        self.end_lies(cut, entropy);
         let data = &self.images[index(File::Data)];
         let volatile = |page: &&u32| !data.pages[**page as usize].volatile.is_empty();
         let lost = data.loose.iter().filter(volatile).copied().collect();

@@ -148,3 +148,32 @@ fn a_full_disk_refuses_new_pages_and_takes_old_ones() {
     let fits = run(&mut disk, 5, write(1, 2, 1, false), &mut entropy);
     assert_eq!(fits, Some(Done::Ok(Vec::new())));
 }
+
+#[test]
+fn a_lying_disk_takes_back_only_what_no_honest_flush_has_covered() {
+    let mut entropy = Entropy::from_seed(3);
+    let mut disk = disk(512);
+    let flush = || Operation::Flush { file: File::Data };
+    run(&mut disk, 1, write(0, 1, 1, false), &mut entropy);
+    run(&mut disk, 2, flush(), &mut entropy);
+    disk.faults.lying_flush = true;
+    run(&mut disk, 3, write(0, 2, 2, false), &mut entropy);
+    run(&mut disk, 4, flush(), &mut entropy);
+    run(&mut disk, 5, write(0, 3, 1, false), &mut entropy);
+    run(&mut disk, 6, flush(), &mut entropy);
+    run(&mut disk, 7, write(2, 4, 1, true), &mut entropy);
+    assert!(disk.volatile_pages(File::Data).next().is_none(), "it says");
+    assert!(!disk.betrayed);
+    disk.power_loss(Cut::LoseAll, &mut entropy);
+    assert!(disk.betrayed);
+    let found = [0, 1, 2].map(|page| first_bytes(&disk, page));
+    assert_eq!(found, [[1; 8], [0; 8], [4; 8]]);
+    disk.betrayed = false;
+    run(&mut disk, 8, write(0, 5, 1, false), &mut entropy);
+    run(&mut disk, 9, flush(), &mut entropy);
+    disk.faults.lying_flush = false;
+    run(&mut disk, 10, flush(), &mut entropy);
+    disk.power_loss(Cut::LoseAll, &mut entropy);
+    assert!(!disk.betrayed);
+    assert_eq!(first_bytes(&disk, 0), [5; 8]);
+}

@@ -211,6 +211,7 @@ struct Total {
     seals: u64,
     faults: u64,
     replacements: u64,
+    betrayals: u64,
     failures: Vec<(u64, String)>,
 }
 
@@ -233,6 +234,7 @@ impl Total {
         self.seals += report.counts.seals;
         self.faults += report.counts.faults;
         self.replacements += report.counts.replacements;
+        self.betrayals += report.counts.betrayals;
         if let Some(why) = report.failure {
             let first = why.lines().next().unwrap_or("").to_string();
             println!("seed {seed} FAILED in phase {:?}: {first}", report.phase);
@@ -297,7 +299,7 @@ fn many(arguments: &Arguments) -> ExitCode {
     );
     println!(
         "requests {:?} (asked, well, error); {} faults: {} crashes, {} power cuts, {} take-overs; \
-         {} terms active, {} losses accepted, {} clean stops, {} replacements",
+         {} terms active, {} losses accepted, {} clean stops, {} replacements, {} runs betrayed by a disk",
         total.requests,
         total.faults,
         total.crashes,
@@ -306,7 +308,8 @@ fn many(arguments: &Arguments) -> ExitCode {
         total.activations,
         total.losses,
         total.seals,
-        total.replacements
+        total.replacements,
+        total.betrayals
     );
     println!(
         "{} comparisons of replicas, {} differing blocks known to",

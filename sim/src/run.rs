@@ -195,6 +195,11 @@ impl Cluster {
             watches: (0..config.hosts()).map(|_| Watch::default()).collect(),
             config,
         };
+        for host in &cluster.config.liars {
+            if let Some(disk) = cluster.hosts[*host].disk.as_mut() {
+                disk.faults.lying_flush = true;
+            }
+        }
         for host in cluster.config.replica_hosts() {
             let replica = cluster.supervisor.new_uuid();
             let params = cluster.format_params(host, replica);
@@ -242,7 +247,9 @@ impl Cluster {
                 self.heal();
             }
         }
+        self.supervisor.counts.betrayals = u64::from(self.is_betrayed());
         if self.failure.is_none()
+            && !self.is_betrayed()
             && let Err(fault) = self.history.check()
         {
             let story = self.story_of(fault.offset);
@@ -303,6 +310,7 @@ impl Cluster {
         self.network.heal();
         for host in 0..self.config.hosts() {
             if let Some(disk) = self.hosts[host].disk.as_mut() {
+                // A disk that lied is honest from its next flush on.
                 disk.faults = crate::disk::Faults::default();
             }
             if self.hosts[host].paused {
@@ -488,8 +496,18 @@ impl Cluster {
         }
     }
 
+    /// A disk that lied about flushes has lost what it said is durable. A3 is broken: nothing is
+    /// promised of data any more, and T10 is not built; everything else must hold.
+    pub fn is_betrayed(&self) -> bool {
+        let mut disks = self.hosts.iter().filter_map(|h| h.disk.as_ref());
+        disks.any(|d| d.betrayed)
+    }
+
     /// I21: all replicas hold the same bytes.
     fn compare(&mut self) {
+        if self.is_betrayed() {
+            return;
+        }
         let disks: Vec<&Disk> = self
             .voter_hosts()
             .into_iter()

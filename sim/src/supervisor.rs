@@ -73,6 +73,8 @@ pub struct Counts {
     pub faults: u64,
     /// Replicas that were replaced to the end.
     pub replacements: u64,
+    /// 1 when a disk that lied about flushes has lost what it said is durable.
+    pub betrayals: u64,
 }
 
 /// The end of a fault.

@@ -575,7 +575,7 @@ impl Cluster {
     fn check_copies(&mut self, number: u64, open: &Open) {
         let wish = open.wish;
         let entry = self.history.entries()[number as usize];
-        if entry.action == Action::Differs {
+        if entry.action == Action::Differs || self.is_betrayed() {
             return;
         }
         let blocks: Vec<u64> = match wish.op {
@@ -610,7 +610,8 @@ impl Cluster {
     /// I14: what a read brings is committed before its reply. Told only while nothing volatile has
     /// been lost.
     fn check_read(&mut self, number: u64, open: &Open) {
-        let volatile_lost = self.config.loses_data() || self.supervisor.counts.power_cuts > 0;
+        let cuts = self.supervisor.counts.power_cuts > 0 || self.is_betrayed();
+        let volatile_lost = self.config.loses_data() || cuts;
         if open.wish.op != Op::Read || volatile_lost {
             return;
         }

@@ -112,6 +112,9 @@ impl Cluster {
     /// epoch, one of the two knows: by its window, its need and limbo, its activity log if it is
     /// tainted, or by the dirty map that the sound one keeps for the other.
     fn coverage(&mut self) -> Option<String> {
+        if self.is_betrayed() {
+            return None;
+        }
         let seen = self.supervisor.seen_facts().map(|(_, f)| f.se).max()?;
         let replicas = self.config.replicas;
         let (hosts, history) = (&mut self.hosts, &self.history);
@@ -303,6 +306,9 @@ impl Cluster {
     }
 
     fn lacks_answered(&self, counted: trilith_block::MemberSet) -> Option<String> {
+        if self.is_betrayed() {
+            return None;
+        }
         let now = self.history.instant();
         let counts = |host: &Host| member(*host).is_some_and(|m| counted.contains(m));
         for block in self.history.touched_blocks() {
