@@ -67,7 +67,7 @@ mutants! {
     ClearedBeforeCopy "cleared_before_copy" "6.6: dirty bits are cleared when the copy is sent, before it is durable",
     MergeWithoutGate "merge_without_gate" "M19: other writes pass while a block is being merged",
     RequestsAfterLoss "requests_after_loss" "C10: requests survive an accepted loss",
-    FlushNotAskedAgain "flush_not_asked_again" "C12: a flush without an answer is not asked for again",
+    FlushNotAskedAgain "flush_not_asked_again" "C12, C21: a flush without an answer is not asked for again",
     RoomNotReserved "room_not_reserved" "M3: writes are admitted without room",
     VoteNotPersisted "vote_not_persisted" "V1: a vote is told before it is durable",
     NoDrain "no_drain" "V3: PROMISE does not wait for writes in flight",

@@ -256,7 +256,8 @@ impl Engine {
             // C21: a FLUSH that was accepted before an earlier entry may be done nowhere.
             let owed = matches!(entry.kind, EntryKind::Flush)
                 && entry.acks.contains(member)
-                && peer.flushed < idx;
+                && peer.flushed < idx
+                && !mutant::on(Mutant::FlushNotAskedAgain);
             peer.cursor = idx.next();
             if owed {
                 self.ask_flush(member, idx, cx);

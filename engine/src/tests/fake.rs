@@ -86,6 +86,8 @@ pub(crate) struct Fake {
     pub(crate) hold_hashes: bool,
     pub(crate) hashes: u64,
     pub(crate) fail_writes: bool,
+    /// APPENDs are lost on the way into the store.
+    pub(crate) lose_appends: bool,
     pub(crate) deaf: bool,
     pub(crate) held: Vec<(u64, Vec<u8>, Vec<u8>)>,
     pub(crate) reads: u64,
@@ -161,6 +163,7 @@ impl Fake {
             hold_hashes: false,
             hashes: 0,
             fail_writes: false,
+            lose_appends: false,
             deaf: false,
             held: Vec::new(),
             reads: 0,
@@ -601,6 +604,9 @@ impl Fake {
     fn append(&mut self, append: &Append<'_>, payload: &[u8], out: &mut Out<'_>) {
         let engine = self.voted;
         self.grant(engine, out.now);
+        if self.lose_appends {
+            return;
+        }
         self.appends += 1;
         self.payload_appends += u64::from(!payload.is_empty());
         self.resends += u64::from(append.resend);

@@ -215,6 +215,94 @@ fn a_member_is_told_only_when_a_majority_that_counts_knows() {
     w.stop();
 }
 
+/// 8.5: demote, join, demote with a stale ack. What member 1 knows of the first demotion says nothing
+/// of the second.
+#[test]
+fn of_two_demotions_the_acks_of_the_first_do_not_count_for_the_second() {
+    let mut w = World::new(3);
+    w.wait_mode(Mode::Healthy);
+    write_some(&mut w, 3, 1);
+    w.isolate(2);
+    assert!(w.until(10_000, |w| status(w).counters.demotions == 1));
+    write_some(&mut w, 3, 2);
+    w.heal(2);
+    w.wait_mode(Mode::Healthy);
+    w.run(3_000);
+    assert_eq!(status(&w).counters.joins, 1);
+    w.isolate(2);
+    w.until(2_990, |_| false);
+    w.delay[1] = 3_000_000 * MS;
+    w.run(100);
+    assert_eq!(status(&w).counters.demotions, 2);
+    w.heal(2);
+    w.run(1_000);
+    let me = member(2);
+    assert!(w.fakes[2].iss.contains(me), "D1: it was told too early");
+    w.delay[1] = MS / 10;
+    w.isolate(1);
+    w.run(50);
+    w.heal(1);
+    w.wait_mode(Mode::Healthy);
+    w.run(3_000);
+    assert_equal(&w);
+    w.stop();
+}
+
+/// 8.5: a join while a member of the in-sync set lags. Before tidx has come to its c0, the window of
+/// who joins does not list what the laggard lacks (5.4).
+#[test]
+fn a_rebuilt_member_joins_only_when_the_laggard_has_come_to_its_c0() {
+    let mut w = World::new(5);
+    w.wait_mode(Mode::Healthy);
+    write_some(&mut w, 3, 1);
+    w.isolate(4);
+    assert!(w.until(10_000, |w| status(w).counters.demotions == 1));
+    write_some(&mut w, 3, 2);
+    w.run(3_000);
+    w.fakes[3].hold_acks = true;
+    w.heal(4);
+    let lacks_nothing = |w: &mut World| {
+        let four = &status(w).members[4];
+        four.role == Role::Rebuilding && four.dirty_bytes == 0
+    };
+    assert!(w.until(10_000, lacks_nothing));
+    w.written(0, &[3; 4096]);
+    w.run(500);
+    assert_eq!(status(&w).counters.joins, 0, "5.4: it joined below its c0");
+    assert_eq!(status(&w).counters.demotions, 1);
+    w.fakes[3].hold_acks = false;
+    w.let_go(3);
+    w.wait_mode(Mode::Healthy);
+    w.run(3_000);
+    assert_eq!(status(&w).counters.joins, 1);
+    assert_equal(&w);
+    w.stop();
+}
+
+/// C21. Simulator seed 84590278147: a flush that was accepted above a missing entry.
+#[test]
+fn a_flush_that_was_accepted_before_an_earlier_entry_is_asked_for_again_in_its_place() {
+    let mut w = World::new(1);
+    w.wait_mode(Mode::Healthy);
+    w.written(0, &[1; 4096]);
+    w.fakes[0].lose_appends = true;
+    w.fakes[0].hold_flushes = true;
+    let write = w.write(4096, &[2; 4096]);
+    w.run(5);
+    let flush = w.flush();
+    w.run(20);
+    w.isolate(0);
+    w.run(10);
+    w.fakes[0].held.clear();
+    (w.fakes[0].lose_appends, w.fakes[0].hold_flushes) = (false, false);
+    w.heal(0);
+    assert_eq!(w.answer(write), Ok(Vec::new()));
+    assert_eq!(w.answer(flush), Ok(Vec::new()));
+    let later = w.flush();
+    assert_eq!(w.answer(later), Ok(Vec::new()));
+    w.stop();
+}
+
 #[test]
 fn a_power_loss_is_repaired_from_the_activity_log() {
     let mut w = World::new(3);
