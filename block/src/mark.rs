@@ -99,7 +99,6 @@ marks! {
     ScrubLockExpired "the lock of a chunk that is compared is given back (M4)",
     ScrubCut "a comparison is given up as a member or the term is lost",
     ScrubRepair "an odd copy is written again (C24)",
-    ScrubUndecided "copies differ and no majority agrees (C24)",
     // The store.
     OverlapWaits "an entry waits for an overlapping one (O1)",
     EntryFailed "a device refuses an entry (M3)",

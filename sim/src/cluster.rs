@@ -93,6 +93,8 @@ pub struct Cluster {
     pub supervisor: Supervisor,
     /// Clients.
     pub workload: Workload,
+    /// Comparisons of the replicas.
+    pub scrubs: crate::scrub::Scrubs,
     /// What clients did.
     pub history: History,
     /// What happened, in words.
@@ -184,6 +186,12 @@ impl Cluster {
                 return;
             }
             NodeEvent::Timer => {
+                // A timer that an earlier one has replaced. Without a scrub, whose deadlines come
+                // and go all the time, they are few; there they stay, as turns draw choices.
+                if self.config.scrub.is_some() && node.timer_at != Some(self.world.now()) {
+                    self.put_back(host, node);
+                    return;
+                }
                 node.timer_at = None;
                 if node.deadline().is_some_and(|at| at <= now) {
                     self.turn(host, node);

@@ -228,6 +228,8 @@ pub struct Config {
     pub nbd: bool,
     /// Every other client comes through the iSCSI target, the others through NBD.
     pub iscsi: Option<crate::iscsi::IscsiMix>,
+    /// The copies are compared while all this goes on.
+    pub scrub: Option<crate::scrub::ScrubMix>,
     /// Requests go through this many 4 KiB-blocks at most in one request.
     pub transfer_blocks_max: u64,
     /// What clients ask for before they draw anything.
@@ -362,6 +364,7 @@ impl Config {
             grants: entropy.chance(1, 4),
             nbd: entropy.chance(1, 4),
             iscsi: crate::iscsi::draw(seed),
+            scrub: crate::scrub::draw(seed),
             transfer_blocks_max: entropy.pick(&[4, 16, 64, 256]),
             script: Vec::new(),
             struck: Vec::new(),

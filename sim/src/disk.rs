@@ -508,7 +508,8 @@ impl Disk {
         });
     }
 
-    fn rot(&mut self, file: File, page: usize, entropy: &mut Entropy) {
+    /// One bit of a page is not what was written.
+    pub fn rot(&mut self, file: File, page: usize, entropy: &mut Entropy) {
         let slot = &mut self.images[index(file)].pages[page];
         let mut bytes = slot.current().as_ref().map_or([0; PAGE], |v| **v);
         bytes[entropy.index(PAGE)] ^= 1 << entropy.below(8);

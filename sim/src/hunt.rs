@@ -29,6 +29,8 @@ const CHEAP: &[(Mutant, u64)] = &[
     (Mutant::MapsNotHandedOver, 1_000_059),
     (Mutant::WindowCutAtCommit, 1_000_017),
     (Mutant::CopyNotVoided, 1_000_041),
+    (Mutant::ScrubWithoutLock, 1_000_600),
+    (Mutant::ScrubFromMinority, 1_000_600),
     (Mutant::RebuildWithoutLock, 1_000_041),
     (Mutant::ClearedBeforeCopy, 1_000_072),
     (Mutant::MergeWithoutGate, 1_000_046),

@@ -36,6 +36,7 @@ pub mod network;
 pub mod process;
 pub mod replace;
 pub mod run;
+pub mod scrub;
 pub mod shrink;
 pub mod small;
 pub mod storage;

@@ -356,6 +356,7 @@ mod proof {
         Mark::DemotedWhileJoining,
         Mark::LossHandedOn,
         Mark::CopyFailed,
+        Mark::ScrubTouched,
         Mark::NoRoom,
         Mark::FlushFailed,
         Mark::KilledBeforeReset,

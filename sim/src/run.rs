@@ -30,6 +30,8 @@ const NOTICED_AFTER: Nanos = 5 * SECONDS;
 const DUTY_WITHIN: Nanos = 90 * SECONDS;
 /// Time for the rebuild of tiny volumes.
 const REBUILD_WITHIN: Nanos = 180 * SECONDS;
+/// Time for two scrubs of a tiny volume at the lowest rate.
+const SCRUB_WITHIN: Nanos = 600 * SECONDS;
 
 /// How far the healing is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,6 +46,8 @@ pub enum Phase {
     Rebuild,
     /// Waiting for silence, then comparing.
     Settle,
+    /// Some copies have rotted: waiting for the last scrub.
+    Scrub,
     /// After the final power cut: waiting for an active volume.
     AfterCut,
     /// Reading everything.
@@ -179,6 +183,7 @@ impl Cluster {
             hosts,
             supervisor,
             workload: Workload::new(entropy.fork(4), &config),
+            scrubs: crate::scrub::Scrubs::new(Entropy::from_seed(config.seed).fork(10)),
             history: History::new(),
             story: Story::new(detail),
             failure: None,
@@ -407,13 +412,35 @@ impl Cluster {
                     self.compare();
                 }
                 self.check_buffers();
-                if self.config.final_cut {
+                let sound = self.nobody_is_missing() && !self.is_betrayed();
+                if self.config.scrub.is_some() && sound {
+                    self.enter(Phase::Scrub);
+                } else if self.config.final_cut {
                     self.last_cut();
                 } else {
                     self.enter(Phase::Done);
                 }
             }
             Phase::Settle => {}
+            Phase::Scrub => self.probe_scrub(waited),
+        }
+    }
+
+    /// What has rotted must be found, and what is read then must be what was written.
+    fn probe_scrub(&mut self, waited: Nanos) {
+        let over = match self.config.scrub {
+            Some(mix) => self.last_scrub_is_over(&mix),
+            None => true,
+        };
+        if !over {
+            return self.late(waited, SCRUB_WITHIN);
+        }
+        self.compare();
+        if self.config.final_cut {
+            self.last_cut();
+        } else {
+            self.give_duty(false);
+            self.enter(Phase::LastDuty);
         }
     }
 

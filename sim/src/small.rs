@@ -177,6 +177,7 @@ fn config(order: u64, faults: Vec<(u64, Fault)>) -> Config {
         grants: false,
         nbd: false,
         iscsi: None,
+        scrub: None,
         transfer_blocks_max: 16,
         script: vec![
             wish(Op::Write, 1023, 2),

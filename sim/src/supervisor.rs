@@ -11,7 +11,7 @@ use crate::process::{Effect, EngineProgram, Node, Program};
 use crate::world::{MILLIS, Nanos, SECONDS};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use trilith_block::{Actions, Buffers, Machine, MemberId, Membership, Uuid};
-use trilith_engine::{Engine, EngineConfig, ExitReason, Mode, Operator, ScrubNews, Waiting};
+use trilith_engine::{Engine, EngineConfig, ExitReason, Mode, Operator, ScrubConfig, Waiting};
 
 /// What the supervisor and the operator know.
 #[derive(Debug)]
@@ -215,6 +215,12 @@ impl Cluster {
         };
         config.timing = self.config.timing;
         config.sizes = self.config.sizes;
+        if let Some(mix) = self.config.scrub {
+            config.scrub = ScrubConfig {
+                bytes_per_second_max: mix.bytes_per_second,
+                ..ScrubConfig::default()
+            };
+        }
         let clock = self.clock(host);
         let machine = Engine::new(config, clock).expect("a valid configuration");
         let state = &mut self.hosts[host];
@@ -323,16 +329,6 @@ impl Cluster {
         if mode == Mode::Waiting(Waiting::LossAccepted) {
             let delay = self.entropy.skewed(MILLIS, 2 * SECONDS);
             self.world.after(delay, Event::Accept(host, life));
-        }
-    }
-
-    /// C24: where nothing rots, copies that are compared are equal, whatever else goes wrong.
-    pub fn scrub_told(&mut self, host: Host, news: ScrubNews) {
-        let now = self.world.now();
-        self.story
-            .tell(now, || format!("engine on {host}: scrub {news:?}"));
-        if let ScrubNews::Differs(difference) = news {
-            self.fail(format!("C24: the scrub finds {difference:?}"));
         }
     }
 
@@ -507,6 +503,7 @@ impl Cluster {
     pub fn supervise(&mut self) {
         self.world.after(SECONDS, Event::Supervise);
         self.tend_replacement();
+        self.tend_scrubs();
         for replica in self.config.replica_hosts() {
             if !self.hosts[replica].paused {
                 self.space_changed(replica);

@@ -235,6 +235,8 @@ pub struct ScrubStatus {
     pub resting: bool,
     /// What the running one has found so far.
     pub running: ScrubResult,
+    /// How many have ended since the engine started.
+    pub finished: u64,
     /// The last one that ended since the engine started, and how long ago.
     pub last: Option<(Finished, Duration)>,
     /// Of all since the engine started.
@@ -313,6 +315,7 @@ pub struct Scrub {
     wanted: bool,
     pass: Option<Pass>,
     last: Option<Finished>,
+    finished: u64,
     totals: ScrubResult,
     unresolved: VecDeque<BlockRange>,
     compared: Option<Compared>,
@@ -363,6 +366,7 @@ impl Scrub {
             wanted: false,
             pass: None,
             last: None,
+            finished: 0,
             totals: ScrubResult::default(),
             unresolved: VecDeque::new(),
             compared: None,
@@ -570,6 +574,7 @@ impl Scrub {
         let Some(pass) = self.pass.take() else { return };
         let result = pass.result;
         self.totals.add(result);
+        self.finished += 1;
         self.last = Some(Finished {
             at: now,
             took: now.since(pass.started),
@@ -724,7 +729,6 @@ impl Scrub {
             }
         }
         mark::reached_if(chunk.known == 0, Mark::ScrubRaced);
-        mark::reached_if(chunk.dead != 0, Mark::ScrubUndecided);
         let Some((from, to, good)) = run else {
             // All that can be equal is.
             self.watch = None;
@@ -876,6 +880,7 @@ impl Scrub {
                 .or(self.wanted.then_some(0)),
             resting: self.pass.is_some() && self.compared.is_none(),
             running,
+            finished: self.finished,
             last: self.last.map(|last| (last, now.since(last.at))),
             totals,
             next_in: self.due.map(|at| at.since(now)),

@@ -118,6 +118,7 @@ impl Cluster {
         let seen = self.supervisor.seen_facts().map(|(_, f)| f.se).max()?;
         let replicas = self.config.replicas;
         let (hosts, history) = (&mut self.hosts, &self.history);
+        let rotten = &self.scrubs.rotten;
         let mut parts: Vec<(Host, Facts, Claims<'_>, &Disk)> = Vec::new();
         for (host, state) in hosts[..replicas].iter_mut().enumerate() {
             if let (Some(store), Some(disk)) = (store_of(&mut state.node), state.disk.as_ref()) {
@@ -136,7 +137,7 @@ impl Cluster {
                 }
                 self.watcher.compared += 1;
                 for block in history.touched_blocks() {
-                    if disk.same_page(other_disk, block as usize) {
+                    if disk.same_page(other_disk, block as usize) || rotten.contains(&block) {
                         continue;
                     }
                     if claims.excuse(block)

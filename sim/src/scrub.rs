@@ -1,0 +1,206 @@
+//! Scrubs (C24): the operator asks for them while faults strike, and whatever one finds must be there.
+//! Once all replicas are equal and nobody reads or writes, some copies rot, another scrub runs, and
+//! all must be equal and what it was. Rot strikes only then: without checksums on disk nobody can
+//! tell a client that what it reads is rotten, so a read before the scrub proves nothing.
+
+use crate::cluster::Cluster;
+use crate::config::Fault;
+use crate::disk::{Disk, File};
+use crate::entropy::Entropy;
+use crate::network::Host;
+use std::collections::BTreeSet;
+use std::ops::Range;
+use trilith_block::BlockRange;
+use trilith_engine::scrub::Difference;
+use trilith_engine::{Operator, ScrubNews, ScrubResult};
+
+/// Of these seeds every other one has scrubs, and of those from [`SEEDS_FROM`] on one in five. Those
+/// below, and those in which mutants were looked for, stay what they were.
+const SEEDS: Range<u64> = 1_000_600..SEEDS_FROM;
+const SEEDS_FROM: u64 = 2_000_000;
+/// Blocks that rot in a run at most.
+const ROT_MAX: u64 = 12;
+
+/// The scrubs of a run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ScrubMix {
+    /// Chance in 1/16 that the operator asks for one at a second of the run.
+    pub asks: u64,
+    /// Rate of the engines.
+    pub bytes_per_second: u64,
+    /// Blocks that rot in the end.
+    pub rot: u64,
+}
+
+/// How far the scrubs of a run are.
+#[derive(Debug)]
+pub struct Scrubs {
+    entropy: Entropy,
+    /// Blocks of which a copy has rotted and may not be repaired yet.
+    pub rotten: BTreeSet<u64>,
+    /// Copies that have rotted.
+    copies: u64,
+    /// The last scrub was asked for.
+    asked: bool,
+    result: Option<ScrubResult>,
+    /// Scrubs that ended.
+    pub finished: u64,
+}
+
+impl Scrubs {
+    /// None yet.
+    pub fn new(entropy: Entropy) -> Scrubs {
+        Scrubs {
+            entropy,
+            rotten: BTreeSet::new(),
+            copies: 0,
+            asked: false,
+            result: None,
+            finished: 0,
+        }
+    }
+}
+
+/// Drawn from a stream of its own, so that all else of a seed stays what it was.
+pub fn draw(seed: u64) -> Option<ScrubMix> {
+    let chosen = (SEEDS.contains(&seed) && seed.is_multiple_of(2))
+        || (seed >= SEEDS_FROM && seed.is_multiple_of(5));
+    let mut entropy = Entropy::from_seed(seed).fork(9);
+    chosen.then(|| ScrubMix {
+        asks: entropy.range(1, 16),
+        bytes_per_second: entropy.pick(&[8 << 20, 64 << 20, 1 << 30]),
+        rot: if entropy.chance(2, 3) {
+            entropy.range(1, ROT_MAX)
+        } else {
+            0
+        },
+    })
+}
+
+impl Cluster {
+    /// The operator asks for a scrub now and then.
+    pub fn tend_scrubs(&mut self) {
+        let Some(mix) = self.config.scrub else { return };
+        if !self.healing.begun() && self.scrubs.entropy.chance(mix.asks, 16) {
+            self.ask(Operator::Scrub);
+        }
+    }
+
+    /// What an engine finds must be there: a rotten copy, or one that cannot be read.
+    pub fn scrub_told(&mut self, host: Host, news: ScrubNews) {
+        let now = self.world.now();
+        self.story
+            .tell(now, || format!("engine on {host}: scrub {news:?}"));
+        match news {
+            ScrubNews::Started => {}
+            ScrubNews::Differs(difference) => {
+                if let Some(why) = self.unfounded(&difference) {
+                    self.fail(format!("C24: the scrub finds {difference:?}, but {why}"));
+                }
+            }
+            ScrubNews::Finished(result) => {
+                self.scrubs.finished += 1;
+                if self.scrubs.asked {
+                    self.scrubs.result = Some(result);
+                }
+            }
+        }
+    }
+
+    fn unfounded(&self, difference: &Difference) -> Option<&'static str> {
+        let range = difference.range;
+        let mut blocks = range.start.0..range.end().0;
+        if blocks.all(|block| self.scrubs.rotten.contains(&block)) || self.is_betrayed() {
+            return None;
+        }
+        let unread = |(_, fault): &(u64, Fault)| matches!(fault, Fault::ReadErrors { .. });
+        if !self.config.plan.iter().any(unread) {
+            return Some("no copy is rotten and every one can be read");
+        }
+        (!self.copies_are_equal(range)).then_some("no copy is rotten and yet they differ")
+    }
+
+    fn voter_disks(&self) -> Vec<&Disk> {
+        self.voter_hosts()
+            .into_iter()
+            .filter_map(|h| self.hosts[h].disk.as_ref())
+            .collect()
+    }
+
+    fn copies_are_equal(&self, range: BlockRange) -> bool {
+        let disks = self.voter_disks();
+        let mut blocks = range.start.0..range.end().0;
+        blocks.all(|block| {
+            let block = usize::try_from(block).expect("a small volume");
+            disks.iter().all(|d| d.same_page(disks[0], block))
+        })
+    }
+
+    /// Some copies rot, fewer of a block than make a majority.
+    fn rot(&mut self, count: u64) {
+        let hosts = self.voter_hosts();
+        let blocks: Vec<u64> = self.history.written_blocks().into_iter().collect();
+        if blocks.is_empty() {
+            return;
+        }
+        for _ in 0..count {
+            let block = blocks[self.scrubs.entropy.index(blocks.len())];
+            let page = usize::try_from(block).expect("a small volume");
+            let at = self.scrubs.entropy.index(hosts.len());
+            let copies = 1 + self.scrubs.entropy.index(((hosts.len() - 1) / 2).max(1));
+            if hosts.len() < 3 || !self.scrubs.rotten.insert(block) {
+                continue;
+            }
+            let mut struck = false;
+            for host in hosts.iter().cycle().skip(at).take(copies) {
+                let Some(disk) = self.hosts[*host].disk.as_mut() else {
+                    continue;
+                };
+                // What is not there cannot rot.
+                if disk.first_word(page, false) != 0 {
+                    disk.rot(File::Data, page, &mut self.scrubs.entropy);
+                    self.scrubs.copies += 1;
+                    struck = true;
+                }
+            }
+            if !struck {
+                self.scrubs.rotten.remove(&block);
+            }
+        }
+        let (now, rotten) = (self.world.now(), self.scrubs.rotten.clone());
+        self.story.tell(now, || format!("copies rot: {rotten:?}"));
+    }
+
+    fn scrub_runs(&mut self) -> bool {
+        let host = self.supervisor.active;
+        let clock = self.clock(host);
+        let node = self.hosts[host].node.as_mut();
+        node.and_then(|n| n.engine())
+            .is_some_and(|e| e.machine.status(clock).scrub.position_bytes.is_some())
+    }
+
+    /// The last scrub: after one that still runs, and with rot. True when it is over.
+    pub fn last_scrub_is_over(&mut self, mix: &ScrubMix) -> bool {
+        if !self.scrubs.asked {
+            if !self.scrub_runs() {
+                self.rot(mix.rot);
+                self.scrubs.asked = true;
+                self.ask(Operator::Scrub);
+            }
+            return false;
+        }
+        let Some(result) = self.scrubs.result else {
+            return false;
+        };
+        let blocks = self.scrubs.rotten.len() as u64;
+        let found = (result.differences, result.repaired);
+        if found != (blocks, blocks) || result.unresolved != 0 || result.skipped != 0 {
+            let copies = self.scrubs.copies;
+            self.fail(format!(
+                "C24: {blocks} blocks rotted ({copies} copies), the scrub says {result:?}"
+            ));
+        }
+        self.scrubs.rotten.clear();
+        true
+    }
+}
