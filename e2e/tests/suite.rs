@@ -20,3 +20,5 @@ mod monitoring;
 mod offline;
 #[path = "suite/replace.rs"]
 mod replace;
+#[path = "suite/scrub.rs"]
+mod scrub;

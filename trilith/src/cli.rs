@@ -1,6 +1,7 @@
 //! The command line, as typed. Each command checks its flags once and turns them into its own
 //! configuration; nothing else looks at these structs.
 
+use crate::limits::{SCRUB_DAYS, SCRUB_RATE_MAX, SCRUB_RATE_MIN};
 use crate::text::{parse_bytes, parse_name, parse_volume_size};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use core::time::Duration;
@@ -106,6 +107,9 @@ pub(crate) struct UpArgs {
     /// Flags of the ublk device.
     #[command(flatten)]
     pub(crate) ublk: UblkArgs,
+    /// How the replicas are compared.
+    #[command(flatten)]
+    pub(crate) scrub: ScrubArgs,
     /// Where else to show status and metrics of the volume (GET /status, /metrics): a loopback
     /// ADDRESS:PORT or unix:PATH, once for each.
     #[arg(long, value_name = "ADDRESS")]
@@ -158,8 +162,21 @@ pub(crate) enum VolumeCommand {
     /// Replace a replica, such as one whose disk is lost, by a new one that is rebuilt while clients
     /// go on. For a volume run by `trilith up`; `trilith status` shows how far it is.
     ReplaceReplica(ReplaceArgs),
+    /// Compare the replicas now, and repair copies that differ from a majority.
+    Scrub(ScrubNowArgs),
     /// Let the engine give up the volume, so that another one can take over at once.
     StepDown(VolumeArgs),
+}
+
+/// Flags of `volume scrub`.
+#[derive(Args, Debug)]
+pub(crate) struct ScrubNowArgs {
+    /// Which volume.
+    #[command(flatten)]
+    pub(crate) volume: VolumeArgs,
+    /// Wait for its end and tell what it found; fails when differences are left.
+    #[arg(long)]
+    pub(crate) wait: bool,
 }
 
 /// Flags of `volume replace-replica`.
@@ -347,6 +364,9 @@ pub(crate) struct EngineArgs {
     /// Flags of the ublk device.
     #[command(flatten)]
     pub(crate) ublk: UblkArgs,
+    /// How the replicas are compared.
+    #[command(flatten)]
+    pub(crate) scrub: ScrubArgs,
     /// File to lock while the engine runs, so that no second one is started on this host.
     #[arg(long, value_name = "FILE")]
     pub(crate) lock: Option<PathBuf>,
@@ -401,6 +421,29 @@ pub(crate) struct UblkArgs {
         value_name = "N"
     )]
     pub(crate) queues: u16,
+}
+
+/// How the replicas are compared.
+#[derive(Args, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct ScrubArgs {
+    /// Bytes of the volume that are compared per second at most while the replicas are compared (a
+    /// scrub); less while clients are slowed down by it. 0: never.
+    #[arg(
+        long = "scrub-rate",
+        value_parser = parse_scrub_rate,
+        default_value = "64MiB",
+        value_name = "SIZE"
+    )]
+    pub(crate) rate: u64,
+    /// Days from the end of one scrub to the start of the next; the first one after the engine has
+    /// started begins at some time within them. 0: only when `trilith volume scrub` says so.
+    #[arg(
+        long = "scrub-days",
+        value_parser = clap::value_parser!(u32).range(0..=3650),
+        default_value_t = SCRUB_DAYS,
+        value_name = "DAYS"
+    )]
+    pub(crate) days: u32,
 }
 
 /// Which ublk device.
@@ -520,6 +563,13 @@ fn parse_spin(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("expected 0 or up to 10ms, such as 500us or 1ms, found {text:?}"))
 }
 
+fn parse_scrub_rate(text: &str) -> Result<u64, String> {
+    match parse_bytes(text)? {
+        rate @ (0 | SCRUB_RATE_MIN..=SCRUB_RATE_MAX) => Ok(rate),
+        _ => Err(format!("expected 0 or 1MiB to 64GiB, found {text:?}")),
+    }
+}
+
 fn parse_block(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(bytes @ (512 | 4096)) => Ok(bytes),
@@ -598,6 +648,10 @@ mod tests {
             "trilith volume replace-replica --member 2",
             "trilith volume replace-replica --member 2 --new-dir /disk/r --dir d",
             "trilith volume replace-replica --give-up",
+            "trilith up --scrub-rate 16MiB --scrub-days 7",
+            "trilith up --scrub-rate 0",
+            "trilith volume scrub",
+            "trilith volume scrub --wait --dir d",
             "trilith store check d/replica-0",
             "trilith store export d/replica-0 out.raw",
             "trilith replica --dir d --listen 127.0.0.1:1 --secret-file s",
@@ -632,6 +686,9 @@ mod tests {
             "trilith up --spin 11ms",
             "trilith up --spin 99999999999999999999us",
             "trilith ublk delete",
+            "trilith up --scrub-rate 1000",
+            "trilith up --scrub-rate 65GiB",
+            "trilith up --scrub-days 3651",
             "trilith up --iscsi-block 1024",
             "trilith up --iscsi-portal storage.example",
             "trilith up --iscsi-portal :3260",

@@ -101,3 +101,11 @@ const _: () = assert!(DIR_BYTES_MAX * 2 + 256 < HTTP_HEAD_BYTES_MAX);
 
 /// Time that `up` may take to remember a replacement that was asked for.
 pub(crate) const REPLACE_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Slowest scrub that can be asked for, in bytes per second.
+pub(crate) const SCRUB_RATE_MIN: u64 = 1 << 20;
+/// Fastest one.
+pub(crate) const SCRUB_RATE_MAX: u64 = 64 << 30;
+/// Days between scrubs, unless told otherwise.
+pub(crate) const SCRUB_DAYS: u32 = 30;
+/// Pause between two looks at a scrub that is waited for.
+pub(crate) const SCRUB_LOOK_PAUSE: Duration = Duration::from_millis(200);

@@ -21,6 +21,7 @@ mod limits;
 mod logging;
 mod output;
 mod replace;
+mod scrub;
 mod stages;
 mod status;
 mod store;

@@ -222,9 +222,18 @@ fn table(report: &Report) -> String {
     if let Some(change) = report.engine.as_ref().and_then(|e| e.change.as_ref()) {
         line(change_text(change));
     }
+    if let Some(engine) = &report.engine {
+        line(crate::scrub::text(&engine.scrub, engine.size_bytes));
+    }
     line(format!("\n{}", replica_table(report)));
     if let Some(engine) = &report.engine {
         line(format!("\n{}", latency_table(engine)));
+    }
+    for range in report.engine.iter().flat_map(|e| &e.scrub.unresolved) {
+        line(format!(
+            "warning: replicas differ at byte {} for {} bytes, and no majority agrees",
+            range.offset, range.length
+        ));
     }
     let members = report.engine.iter().flat_map(|engine| &engine.members);
     for member in members {

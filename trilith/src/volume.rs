@@ -15,6 +15,7 @@ use trilith_runtime::Address;
 pub(crate) fn run(command: &VolumeCommand) -> anyhow::Result<Exit> {
     let (args, target) = match command {
         VolumeCommand::ReplaceReplica(args) => return crate::replace::run(args),
+        VolumeCommand::Scrub(args) => return crate::scrub::run(args),
         VolumeCommand::AcceptLoss(args) => (args, "/volume/accept-loss"),
         VolumeCommand::StepDown(args) => (args, "/volume/step-down"),
     };

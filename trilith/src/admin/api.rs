@@ -192,6 +192,57 @@ pub(crate) struct UblkReport {
     pub(crate) writes_waiting: u64,
 }
 
+/// What comparisons of the replicas have found.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub(crate) struct ScrubFound {
+    /// Bytes of the volume compared.
+    pub(crate) bytes: u64,
+    /// Blocks of 4 KiB whose copies differed.
+    pub(crate) differences: u64,
+    /// Those that were written again and are equal since.
+    pub(crate) repaired: u64,
+    /// Those that differ still: no majority agrees, or the repair does not hold.
+    pub(crate) unresolved: u64,
+    /// Chunks of 64 KiB that were too busy to be judged.
+    pub(crate) skipped: u64,
+}
+
+/// Bytes of the volume.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub(crate) struct RangeReport {
+    /// First byte.
+    pub(crate) offset: u64,
+    /// How many.
+    pub(crate) length: u64,
+}
+
+/// The comparison of the replicas (a scrub).
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub(crate) struct ScrubReport {
+    /// It is not switched off.
+    pub(crate) enabled: bool,
+    /// Bytes of the volume behind it while one runs.
+    pub(crate) position_bytes: Option<u64>,
+    /// One runs and waits until all replicas are in sync.
+    pub(crate) resting: bool,
+    /// What the running one has found.
+    pub(crate) running: ScrubFound,
+    /// Rate of the running one.
+    pub(crate) bytes_per_second: u64,
+    /// How many have ended since the engine started.
+    pub(crate) finished: u64,
+    /// How long ago the last one ended.
+    pub(crate) last_ended_seconds: Option<u64>,
+    /// How long that took.
+    pub(crate) last_took_seconds: u64,
+    /// What that found.
+    pub(crate) last: ScrubFound,
+    /// Time to the next.
+    pub(crate) next_seconds: Option<u64>,
+    /// Where differences are left, of the running or the last one; the newest few.
+    pub(crate) unresolved: Vec<RangeReport>,
+}
+
 /// A named count that never falls.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub(crate) struct Counter {
@@ -267,6 +318,9 @@ pub(crate) struct EngineReport {
     /// The ublk device; absent when it is off.
     #[serde(default)]
     pub(crate) ublk: Option<UblkReport>,
+    /// Comparison of the replicas.
+    #[serde(default)]
+    pub(crate) scrub: ScrubReport,
 }
 
 /// `GET /status` of a replica.

@@ -1,6 +1,6 @@
 //! Flags of `up`, checked.
 
-use crate::cli::{BackendArg, IscsiArgs, Listen, UblkArgs, UpArgs};
+use crate::cli::{BackendArg, IscsiArgs, Listen, ScrubArgs, UblkArgs, UpArgs};
 use anyhow::{Context, ensure};
 use core::time::Duration;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -27,6 +27,8 @@ pub(crate) struct Config {
     pub(crate) target: IscsiArgs,
     /// Flags of the ublk device.
     pub(crate) ublk: UblkArgs,
+    /// How the replicas are compared.
+    pub(crate) scrub: ScrubArgs,
     /// Where else the engine shows status and metrics.
     pub(crate) admin: Vec<Address>,
     /// How to talk to the kernel.
@@ -103,6 +105,7 @@ impl Config {
             iscsi_gives_way,
             target,
             ublk: args.ublk,
+            scrub: args.scrub,
             backend: args.backend,
             spin: args.spin,
             window_dir: args.window_dir.map(absolute).transpose()?,

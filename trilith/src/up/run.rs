@@ -133,6 +133,8 @@ impl Up {
         args.set("--engine", engine);
         args.set("--attach-epoch", self.state.attach_epoch);
         args.set("--lock", self.path(layout::ENGINE_LOCK));
+        args.set("--scrub-rate", self.config.scrub.rate);
+        args.set("--scrub-days", self.config.scrub.days);
         if let Some(nbd) = &self.config.nbd {
             args.set("--nbd", nbd);
         }

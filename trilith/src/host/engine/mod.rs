@@ -15,9 +15,11 @@ use crate::cli::EngineArgs;
 use crate::exit::{Exit, setup};
 use crate::host::process;
 use anyhow::{Context, bail, ensure};
+use core::time::Duration;
 use frontends::{Frontend, Frontends, Server};
 use keeper::Keeper;
 pub(crate) use replace::TARGET as REPLACE_TARGET;
+pub(crate) use scrub::TARGET as SCRUB_TARGET;
 use std::os::fd::OwnedFd;
 use trilith_block::{Capabilities, MemberId, MemberSet, Uuid, VolumeInfo};
 use trilith_engine::{Engine, EngineConfig};
@@ -29,6 +31,8 @@ use wiring::{EngineHost, Members, Parts};
 
 /// Generation of the configuration that a volume is made with.
 const CONFIGURATION: u64 = 1;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Flags of an engine, checked.
 #[derive(Debug)]
@@ -127,6 +131,8 @@ fn check(args: &EngineArgs) -> anyhow::Result<Config> {
         None => crate::host::probe::highest_attach_epoch(&config, &args.replicas)? + 1,
     };
     config.loss_bound = args.loss;
+    config.scrub.bytes_per_second_max = args.scrub.rate;
+    config.scrub.every = (args.scrub.days > 0).then(|| DAY * args.scrub.days);
     config.validate()?;
     Ok(Config {
         engine: config,

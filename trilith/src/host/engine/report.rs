@@ -330,6 +330,7 @@ impl EngineHost {
             nbd: self.nbd_report(),
             iscsi: self.iscsi_report(),
             ublk: self.ublk_report(),
+            scrub: super::scrub::report(&status.scrub),
         }
     }
 
@@ -416,6 +417,7 @@ impl EngineHost {
         ] {
             out.gauge(name, help, Vec::new(), value);
         }
+        super::scrub::metrics(&status.scrub, out);
         self.nbd_metrics(out);
         self.iscsi_metrics(out);
         self.ublk_metrics(out);

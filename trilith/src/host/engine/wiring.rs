@@ -519,6 +519,7 @@ impl EngineHost {
                 self.operator(io, Operator::StepDown);
                 Answer::text(Status::Ok, "engine steps down")
             }
+            (Method::Post, super::scrub::TARGET) => self.start_scrub(io),
             (Method::Post, "/volume/keep-replica") => self.keep_replica(io),
             (Method::Post, target) if target.starts_with(super::replace::TARGET) => {
                 self.ask_to_replace(io, target)
