@@ -1,6 +1,6 @@
 //! A ublk device without an engine: a file, made when missing, or nothing at all (reads give zeroes,
 //! writes go nowhere) to measure the path itself. `file --size BYTES [--file PATH] [--queues N]
-//! [--number N]`; it prints `live N` once the device is there and ends, the device with it, on
+//! [--number N] [--without BITS] [--copies N]` (features of the driver not to use, how often to copy payload); it prints `live N` once the device is there and ends, the device with it, on
 //! SIGTERM. Killed, it leaves the device to its next start. The file is read and written in the
 //! loop's own thread: good for tests, no pattern for a server.
 #![allow(clippy::print_stdout, reason = "an example talks to its user")]
@@ -14,8 +14,8 @@ use trilith_block::{
     Request, StreamEvent, Uuid, Want,
 };
 use trilith_frontend_ublk::{
-    Device, DeviceConfig, Mark, News, Next, Number, Params, UblkAction, UblkConfig, UblkEvent,
-    UblkServer, carry_out,
+    Device, DeviceConfig, Features, Mark, News, Next, Number, Params, UblkAction, UblkConfig,
+    UblkEvent, UblkServer, carry_out,
 };
 use trilith_runtime::{
     DiskDone, Handler, Io, ListenerId, Loop, LoopConfig, Message, Signal, UblkFetched,
@@ -33,6 +33,8 @@ struct Host {
     pending: VecDeque<Request>,
     /// `None`: nothing is kept.
     file: Option<File>,
+    /// How often payload is copied.
+    copies: u32,
     ok: bool,
 }
 
@@ -47,6 +49,12 @@ impl Host {
             std::mem::swap(&mut self.out, &mut self.spare);
             let list = std::mem::take(&mut self.spare);
             for action in list.list() {
+                if matches!(action, UblkAction::Pull(..) | UblkAction::Push(..)) {
+                    // To measure what one costs.
+                    for _ in 1..self.copies {
+                        carry_out(io, *action);
+                    }
+                }
                 match carry_out(io, *action) {
                     Next::Done | Next::Detached => {}
                     Next::Tell(event) => self.step(io, event),
@@ -196,6 +204,7 @@ fn main() -> ExitCode {
         mark: Mark::of(VOLUME),
         params: Params::new(&volume, false),
         takes_over: true,
+        without: Features(flag("--without").unwrap_or(0)),
     };
     let run = || -> Result<bool, Box<dyn std::error::Error>> {
         let mut turns = Loop::new(LoopConfig::default())?;
@@ -218,6 +227,7 @@ fn main() -> ExitCode {
             spare: Actions::new(),
             pending: VecDeque::new(),
             file,
+            copies: flag("--copies").unwrap_or(1),
             ok: true,
         };
         turns.run(&mut host)?;

@@ -13,8 +13,6 @@ pub(crate) mod command {
         0xc020_7500 | nr
     }
 
-    /// Describe a device.
-    pub(crate) const GET_DEV_INFO: u32 = read(0x02);
     /// Make a device: its character node appears.
     pub(crate) const ADD_DEV: u32 = write(0x04);
     /// Remove a device and wait until its number is free.
@@ -31,6 +29,8 @@ pub(crate) mod command {
     pub(crate) const START_USER_RECOVERY: u32 = write(0x10);
     /// Let its requests go on; waits until each slot has been fetched.
     pub(crate) const END_USER_RECOVERY: u32 = write(0x11);
+    /// Describe a device, with the path of its node before the answer.
+    pub(crate) const GET_DEV_INFO2: u32 = read(0x12);
     /// Which features the driver has.
     pub(crate) const GET_FEATURES: u32 = read(0x13);
 }
@@ -68,14 +68,21 @@ pub(crate) const FEATURES_BYTES: usize = 8;
 #[cfg(target_endian = "big")]
 compile_error!("the driver's structures are written in little-endian order here");
 
-/// `struct ublksrv_ctrl_cmd`, with room behind it. `address` and `len` name the command's buffer.
-pub(crate) fn control(device: u32, address: u64, len: u16, data: u64) -> [u8; COMMAND_BYTES] {
+/// `struct ublksrv_ctrl_cmd`, with room behind it. `address` and `len` name the command's buffer, which
+/// begins with a path of `path_len` bytes.
+pub(crate) fn control(
+    device: u32,
+    address: u64,
+    (len, path_len): (u16, u16),
+    data: u64,
+) -> [u8; COMMAND_BYTES] {
     let mut bytes = [0; COMMAND_BYTES];
     bytes[0..4].copy_from_slice(&device.to_le_bytes());
     bytes[4..6].copy_from_slice(&NO_QUEUE.to_le_bytes());
     bytes[6..8].copy_from_slice(&len.to_le_bytes());
     bytes[8..16].copy_from_slice(&address.to_le_bytes());
     bytes[16..24].copy_from_slice(&data.to_le_bytes());
+    bytes[24..26].copy_from_slice(&path_len.to_le_bytes());
     bytes
 }
 
@@ -136,6 +143,8 @@ pub struct DeviceInfo {
     pub features: u64,
     /// A number of the server's own, which the driver keeps.
     pub own: u64,
+    /// User and group that have added it. Not read in an addition.
+    pub owner: (u32, u32),
 }
 
 fn u16_at(bytes: &[u8; INFO_BYTES], at: usize) -> u16 {
@@ -175,6 +184,7 @@ impl DeviceInfo {
             server: u32_at(bytes, 16).cast_signed(),
             features: u64_at(bytes, 24),
             own: u64_at(bytes, 32),
+            owner: (u32_at(bytes, 40), u32_at(bytes, 44)),
         }
     }
 }

@@ -20,8 +20,17 @@ pub enum ControlError {
     )]
     NoDriver,
     /// The driver is there and may not be used.
-    #[error("{CONTROL_PATH} may not be used: ublk devices need root (CAP_SYS_ADMIN)")]
+    #[error(
+        "{CONTROL_PATH} may not be used: ublk devices need root (CAP_SYS_ADMIN), or udev rules that \
+         allow them to ordinary users (docs/ublk-users.md)"
+    )]
     NotAllowed,
+    /// An ordinary user's device whose nodes are not the user's.
+    #[error(
+        "/dev/ublkc{0} does not belong to this user: the udev rules of docs/ublk-users.md are \
+         missing; root can remove the device with `trilith ublk delete {0}`"
+    )]
+    NodeNotOurs(u32),
     /// The driver is too old.
     #[error(transparent)]
     TooOld(#[from] Shortage),
@@ -58,7 +67,10 @@ impl ControlError {
     pub fn is_final(&self) -> bool {
         matches!(
             self,
-            ControlError::NoDriver | ControlError::NotAllowed | ControlError::TooOld(_)
+            ControlError::NoDriver
+                | ControlError::NotAllowed
+                | ControlError::NodeNotOurs(_)
+                | ControlError::TooOld(_)
         )
     }
 }
@@ -69,6 +81,20 @@ type Result<T> = core::result::Result<T, ControlError>;
 #[derive(Debug)]
 pub struct Control {
     ring: ControlRing,
+    is_privileged: bool,
+}
+
+/// Whether this process may do everything with devices: CAP_SYS_ADMIN is among its rights.
+fn is_privileged(status: &str) -> bool {
+    const SYS_ADMIN: u32 = 21;
+    let rights = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let rights = rights.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+    rights.is_some_and(|rights| rights >> SYS_ADMIN & 1 == 1)
+}
+
+/// A device's node, as commands name it.
+fn node(number: u32) -> String {
+    format!("/dev/ublkc{number}")
 }
 
 impl Control {
@@ -82,7 +108,13 @@ impl Control {
 
     fn open_at(path: &str) -> Result<Control> {
         match ControlRing::open(path) {
-            Ok(ring) => Ok(Control { ring }),
+            Ok(ring) => {
+                let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+                Ok(Control {
+                    ring,
+                    is_privileged: is_privileged(&status),
+                })
+            }
             Err(error) => Err(match error.raw_os_error() {
                 Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => ControlError::NoDriver,
                 Some(libc::EACCES | libc::EPERM) => ControlError::NotAllowed,
@@ -99,13 +131,54 @@ impl Control {
         buffer: Option<&mut [u8]>,
     ) -> Result<()> {
         self.ring
-            .run(operation, device, data, buffer)
+            .run(operation, device, data, buffer, 0)
             .map_err(|error| match error.raw_os_error() {
                 Some(libc::EPERM | libc::EACCES) if device == ANY_DEVICE => {
                     ControlError::NotAllowed
                 }
                 _ => ControlError::kernel(what(verb, device), error),
             })
+    }
+
+    /// A command that names the device's node, which decides who may give it.
+    fn run_by_node(
+        &mut self,
+        (operation, verb): (u32, &str),
+        device: u32,
+        data: u64,
+        buffer: Option<&mut [u8]>,
+    ) -> Result<()> {
+        let path = node(device);
+        let mut bytes = path.clone().into_bytes();
+        if let Some(buffer) = &buffer {
+            bytes.extend_from_slice(buffer);
+        }
+        let path_len = u16::try_from(path.len()).unwrap_or(0);
+        self.ring
+            .run(operation, device, data, Some(&mut bytes), path_len)
+            .map_err(|error| ControlError::kernel(what(verb, device), error))?;
+        if let Some(buffer) = buffer {
+            buffer.copy_from_slice(&bytes[path.len()..]);
+        }
+        Ok(())
+    }
+
+    /// A command for a device, which may be an ordinary user's.
+    fn run_for(
+        &mut self,
+        order: (u32, &str),
+        device: u32,
+        data: u64,
+        buffer: Option<&mut [u8]>,
+    ) -> Result<()> {
+        let unprivileged = Features::UNPRIVILEGED_DEV;
+        let by_node =
+            !self.is_privileged || Features(self.info(device)?.features).contains(unprivileged);
+        if by_node {
+            self.run_by_node(order, device, data, buffer)
+        } else {
+            self.run(order, device, data, buffer)
+        }
     }
 
     /// What the driver can do.
@@ -128,12 +201,13 @@ impl Control {
         }
     }
 
-    /// How a device is going to be used here.
+    /// How a device is going to be used here, `without` some of the driver's features.
     ///
     /// # Errors
     /// As [`Control::features`], and when the driver is too old.
-    pub fn plan(&mut self) -> Result<Plan> {
-        Ok(Plan::new(self.features()?)?)
+    pub fn plan(&mut self, without: Features) -> Result<Plan> {
+        let driver = Features(self.features()?.0 & !without.0);
+        Ok(Plan::new(driver, self.is_privileged)?)
     }
 
     /// A device's description.
@@ -142,8 +216,8 @@ impl Control {
     /// When there is no such device.
     pub fn info(&mut self, number: u32) -> Result<DeviceInfo> {
         let mut bytes = [0; INFO_BYTES];
-        let question = (command::GET_DEV_INFO, "describe");
-        self.run(question, number, 0, Some(&mut bytes))?;
+        let question = (command::GET_DEV_INFO2, "describe");
+        self.run_by_node(question, number, 0, Some(&mut bytes))?;
         Ok(DeviceInfo::of_bytes(&bytes))
     }
 
@@ -154,11 +228,11 @@ impl Control {
     pub fn capacity_bytes(&mut self, number: u32) -> Result<u64> {
         let mut bytes = Params::blank();
         let question = (command::GET_PARAMS, "read the parameters of");
-        self.run(question, number, 0, Some(&mut bytes))?;
+        self.run_for(question, number, 0, Some(&mut bytes))?;
         Ok(Params::capacity_of(&bytes))
     }
 
-    /// All devices, in rising order.
+    /// All devices that this user may ask about, in rising order.
     ///
     /// # Errors
     /// When `/dev` cannot be read. A device that goes meanwhile is left out.
@@ -180,7 +254,12 @@ impl Control {
         for number in numbers {
             match self.info(number) {
                 Ok(info) => devices.push(info),
-                Err(error) if error.errno() == Some(libc::ENODEV) => {}
+                // Gone, or somebody else's business.
+                Err(error)
+                    if matches!(
+                        error.errno(),
+                        Some(libc::ENODEV | libc::ENOENT | libc::EPERM | libc::EACCES)
+                    ) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -205,7 +284,7 @@ impl Control {
     pub fn set_params(&mut self, number: u32, params: Params) -> Result<()> {
         let mut bytes = params.to_bytes();
         let order = (command::SET_PARAMS, "set the parameters of");
-        self.run(order, number, 0, Some(&mut bytes))
+        self.run_for(order, number, 0, Some(&mut bytes))
     }
 
     /// Makes the block device appear. Waits until every slot has been fetched; reads of the kernel
@@ -215,7 +294,7 @@ impl Control {
     /// When the kernel refuses.
     pub fn start(&mut self, number: u32) -> Result<()> {
         let pid = u64::from(std::process::id());
-        self.run((command::START_DEV, "start"), number, pid, None)
+        self.run_for((command::START_DEV, "start"), number, pid, None)
     }
 
     /// Makes the block device go. Requests in flight are waited for, so somebody must serve them.
@@ -223,7 +302,7 @@ impl Control {
     /// # Errors
     /// When there is no such device.
     pub fn stop(&mut self, number: u32) -> Result<()> {
-        self.run((command::STOP_DEV, "stop"), number, 0, None)
+        self.run_for((command::STOP_DEV, "stop"), number, 0, None)
     }
 
     /// Removes a device and waits until nobody has it open.
@@ -231,7 +310,7 @@ impl Control {
     /// # Errors
     /// When there is no such device.
     pub fn delete(&mut self, number: u32) -> Result<()> {
-        self.run((command::DEL_DEV, "delete"), number, 0, None)
+        self.run_for((command::DEL_DEV, "delete"), number, 0, None)
     }
 
     /// Begins to take over a device whose server has died.
@@ -240,7 +319,7 @@ impl Control {
     /// `EBUSY` while the dead server's traces are there.
     pub fn start_recovery(&mut self, number: u32) -> Result<()> {
         let order = (command::START_USER_RECOVERY, "begin the recovery of");
-        self.run(order, number, 0, None)
+        self.run_for(order, number, 0, None)
     }
 
     /// Lets requests go on. Waits until every slot has been fetched.
@@ -250,7 +329,7 @@ impl Control {
     pub fn end_recovery(&mut self, number: u32) -> Result<()> {
         let pid = u64::from(std::process::id());
         let order = (command::END_USER_RECOVERY, "end the recovery of");
-        self.run(order, number, pid, None)
+        self.run_for(order, number, pid, None)
     }
 }
 
@@ -280,6 +359,20 @@ mod tests {
             text.contains("modprobe ublk_drv") && text.contains("6.5"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn right_to_everything_is_read_from_the_process_status() {
+        assert!(is_privileged("Name:\tx\nCapEff:\t000001ffffffffff\n"));
+        assert!(is_privileged("CapEff:\t0000000000200000\n"));
+        for status in [
+            "CapEff:\t0000000000000000\n",
+            "CapEff:\t1fffff\n",
+            "CapEff:\tx\n",
+            "",
+        ] {
+            assert!(!is_privileged(status), "{status:?}");
+        }
     }
 
     #[test]

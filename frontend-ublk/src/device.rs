@@ -13,9 +13,9 @@
 
 use crate::abi::{ANY_DEVICE, DeviceInfo, State};
 use crate::control::{Control, ControlError, is_recoverable};
-use crate::features::Plan;
+use crate::features::{Features, Plan};
 use crate::limits::{
-    DEPTH, NODE_WAIT_MAX, ORDERS_MAX, QUEUES_MAX, RECOVERY_WAIT_MAX, RETRY_PAUSE, SLOTS_MAX,
+    NODE_WAIT_MAX, ORDERS_MAX, QUEUES_MAX, RECOVERY_WAIT_MAX, RETRY_PAUSE, SLOTS_MAX,
 };
 use crate::mark::Mark;
 use crate::params::Params;
@@ -25,7 +25,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use trilith_runtime::{UblkDevice, Waker, now};
+use trilith_runtime::{UblkDevice, UblkShape, Waker, now};
 
 /// `BLKFLSBUF`: write back a block device and the file system on it.
 const BLKFLSBUF: libc::Ioctl = 0x1261;
@@ -54,6 +54,8 @@ pub struct DeviceConfig {
     /// A device that another server has left may be taken over. False: whoever uses the volume is
     /// known to be fresh, which the users of such a device are not.
     pub takes_over: bool,
+    /// Features of the driver that are not to be used: none, but to compare.
+    pub without: Features,
 }
 
 /// A device that is open and waits to be fetched.
@@ -327,7 +329,7 @@ impl Worker {
     /// `None`: nothing is there to be taken over, and nothing shall be made.
     fn try_open(&mut self, make: bool, attached: &mut bool) -> Result<Option<(Live, bool)>> {
         let mut control = Control::open()?;
-        let plan = control.plan()?;
+        let plan = control.plan(self.config.without)?;
         let end = now().after(RECOVERY_WAIT_MAX);
         loop {
             match course(&self.config, &control.list()?)? {
@@ -359,20 +361,29 @@ impl Worker {
         number: u32,
         attached: &mut bool,
     ) -> Result<(Live, bool)> {
+        let longest = self.config.params.request_bytes_max;
+        let params = Params {
+            request_bytes_max: plan.request_bytes_max(longest),
+            ..self.config.params
+        };
         let wanted = DeviceInfo {
             number,
             queues: self.config.queues.clamp(1, QUEUES_MAX),
-            depth: DEPTH,
+            depth: plan.depth(),
             state: State::Dead,
-            request_bytes_max: self.config.params.request_bytes_max,
+            request_bytes_max: params.request_bytes_max,
             server: -1,
             features: plan.features.0,
             own: self.config.mark.number(),
+            owner: (0, 0),
         };
         let info = control.add(wanted)?;
         let number = info.number;
         let mut begin = || {
-            control.set_params(number, self.config.params)?;
+            // The node of an ordinary user's device has to be given to the user first.
+            patiently(NODE_WAIT_MAX, is_not_there, || {
+                control.set_params(number, params)
+            })?;
             let device = open_node(&info)?;
             *attached = true;
             self.tell(News::Opened(Opened {
@@ -391,6 +402,10 @@ impl Worker {
             }
         }
         let recovers = plan.recovers;
+        let begun = begun.map_err(|error| match error.errno() {
+            Some(libc::EACCES) => ControlError::NodeNotOurs(number),
+            _ => error,
+        });
         begun.map(|()| (Live { number, recovers }, false))
     }
 
@@ -482,16 +497,27 @@ impl Worker {
 
 /// Opens the character device; its node may take a moment to appear, or to be free.
 fn open_node(info: &DeviceInfo) -> Result<UblkDevice> {
-    let retry = |error: &ControlError| {
-        matches!(
-            error.errno(),
-            Some(libc::ENOENT | libc::EBUSY | libc::ENXIO)
-        )
+    let features = Features(info.features);
+    let shape = UblkShape {
+        queues: info.queues,
+        depth: info.depth,
+        request_bytes_max: info.request_bytes_max,
+        user_copy: features.contains(Features::USER_COPY),
+        batch: features.contains(Features::BATCH_IO),
     };
+    let retry = |error: &ControlError| is_not_there(error) || is_busy(error);
     patiently(NODE_WAIT_MAX, retry, || {
-        UblkDevice::open(info.number, info.queues, info.depth)
+        UblkDevice::open(info.number, shape)
             .map_err(|error| ControlError::kernel(error.what, error.source))
     })
+}
+
+/// A node is not there yet, or not ours yet.
+fn is_not_there(error: &ControlError) -> bool {
+    matches!(
+        error.errno(),
+        Some(libc::ENOENT | libc::ENXIO | libc::EACCES)
+    )
 }
 
 /// Opens a block device for this process alone. `EBUSY` when somebody else has it so: mounted,
@@ -531,6 +557,7 @@ mod tests {
             mark: Mark::of(Uuid([7; 16])),
             params: Params::new(&volume, false),
             takes_over: true,
+            without: Features(0),
         }
     }
 
@@ -544,6 +571,7 @@ mod tests {
             server: 42,
             features: 0,
             own,
+            owner: (0, 0),
         }
     }
 

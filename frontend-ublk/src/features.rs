@@ -1,5 +1,6 @@
 //! What the driver can do, and what of it is used: decided here, from the answer to GET_FEATURES.
 
+use crate::limits::{BOUNCE_DEPTH, BOUNCE_REQUEST_BYTES_MAX, DEPTH};
 use core::fmt;
 
 /// Features of a driver or a device, one bit each.
@@ -114,27 +115,53 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Decides. Payload goes by user copy: the engine takes checksums of every byte, so the bytes
-    /// must be in memory of ours, and zero copy, which hides them, has nothing to give. Recovery is
-    /// used where it is whole; half of it (a device whose requests in flight fail) would break the
-    /// promise that it exists for, so then there is none.
+    /// Decides, for a process that may do everything with devices (`is_privileged`) or an ordinary one.
+    ///
+    /// Payload goes by user copy: the engine takes checksums of every byte, so the bytes must be in
+    /// memory of ours, and zero copy, which hides them, has nothing to give (docs/adr/0007). Ordinary
+    /// users are allowed neither that nor recovery: the kernel copies payload to places of the slots,
+    /// and the device ends with its server. Recovery is used where it is whole; half of it (a device
+    /// whose requests in flight fail) would break the promise that it exists for, so then there is
+    /// none. Batches are taken where they are.
     ///
     /// # Errors
-    /// When user copy or the encoding of commands is missing.
-    pub fn new(driver: Features) -> Result<Plan, Shortage> {
-        let needed = Features::USER_COPY.with(Features::CMD_IOCTL_ENCODE);
+    /// When the encoding of commands is missing, or devices of ordinary users where one is needed.
+    pub fn new(driver: Features, is_privileged: bool) -> Result<Plan, Shortage> {
+        let mut needed = Features::CMD_IOCTL_ENCODE;
+        if !is_privileged {
+            needed = needed.with(Features::UNPRIVILEGED_DEV);
+        }
         if !driver.contains(needed) {
             let missing = Features(needed.0 & !driver.0);
             return Err(Shortage { missing });
         }
         let recovery = Features::USER_RECOVERY.with(Features::USER_RECOVERY_REISSUE);
-        let recovers = driver.contains(recovery);
-        let features = if recovers {
-            needed.with(recovery)
-        } else {
-            needed
-        };
+        let recovers = is_privileged && driver.contains(recovery);
+        let mut features = needed;
+        if recovers {
+            features = features.with(recovery);
+        }
+        if is_privileged {
+            features = features.with(Features(driver.0 & Features::USER_COPY.0));
+        }
+        features = features.with(Features(driver.0 & Features::BATCH_IO.0));
         Ok(Plan { features, recovers })
+    }
+
+    /// Requests in flight in each queue: few where each has a place of its own for payload.
+    pub fn depth(&self) -> u16 {
+        match self.features.contains(Features::USER_COPY) {
+            true => DEPTH,
+            false => BOUNCE_DEPTH,
+        }
+    }
+
+    /// Longest read or write in bytes, at most `wanted`.
+    pub fn request_bytes_max(&self, wanted: u32) -> u32 {
+        match self.features.contains(Features::USER_COPY) {
+            true => wanted,
+            false => wanted.min(BOUNCE_REQUEST_BYTES_MAX),
+        }
     }
 }
 
@@ -143,24 +170,46 @@ mod tests {
     use super::*;
     use std::string::ToString;
 
+    const LTS: Features = Features(0x1fe);
+    const NEWEST: Features = Features(0x1f_ffff);
+
     #[test]
-    fn both_kernels_that_are_tested_on_give_recovery_and_user_copy() {
-        // As 6.12 and 7.3 answer.
-        for driver in [0x1fe, 0x1f_ffff] {
-            let plan = Plan::new(Features(driver)).unwrap();
+    fn both_kernels_that_are_tested_on_give_recovery_and_user_copy_and_the_newer_batches() {
+        for (driver, features) in [(LTS, 0b1101_1000), (NEWEST, 0x8000 | 0b1101_1000)] {
+            let plan = Plan::new(driver, true).unwrap();
             assert!(plan.recovers);
-            assert_eq!(plan.features, Features(0b1101_1000));
+            assert_eq!(plan.features, Features(features));
+            assert_eq!(
+                (plan.depth(), plan.request_bytes_max(1 << 20)),
+                (128, 1 << 20)
+            );
         }
     }
 
     #[test]
-    fn driver_without_user_copy_is_refused_by_name() {
-        let old = Features(0x7e);
-        let shortage = Plan::new(old).unwrap_err();
-        assert_eq!(shortage.missing, Features::USER_COPY);
-        assert!(shortage.to_string().contains("lacks USER_COPY: Linux 6.5"));
-        let both = Plan::new(Features(0)).unwrap_err().missing;
-        assert_eq!(both.to_string(), "CMD_IOCTL_ENCODE USER_COPY");
+    fn ordinary_users_get_neither_user_copy_nor_recovery() {
+        for (driver, features) in [(LTS, 0b0110_0000), (NEWEST, 0x8000 | 0b0110_0000)] {
+            let plan = Plan::new(driver, false).unwrap();
+            assert!(!plan.recovers);
+            assert_eq!(plan.features, Features(features));
+            assert_eq!(plan.depth(), BOUNCE_DEPTH);
+            assert_eq!(plan.request_bytes_max(1 << 20), BOUNCE_REQUEST_BYTES_MAX);
+            assert_eq!(plan.request_bytes_max(4096), 4096);
+        }
+        let without = Features(LTS.0 & !Features::UNPRIVILEGED_DEV.0);
+        let shortage = Plan::new(without, false).unwrap_err();
+        assert_eq!(shortage.missing, Features::UNPRIVILEGED_DEV);
+    }
+
+    #[test]
+    fn driver_without_user_copy_copies_itself_and_one_without_anything_is_refused() {
+        let plan = Plan::new(Features(0x7e), true).unwrap();
+        assert!(plan.recovers && !plan.features.contains(Features::USER_COPY));
+        assert_eq!(plan.depth(), BOUNCE_DEPTH);
+        let shortage = Plan::new(Features(0), true).unwrap_err();
+        assert_eq!(shortage.missing, Features::CMD_IOCTL_ENCODE);
+        let text = shortage.to_string();
+        assert!(text.contains("lacks CMD_IOCTL_ENCODE: Linux 6.5"), "{text}");
     }
 
     #[test]
@@ -171,7 +220,7 @@ mod tests {
             Features::USER_RECOVERY_REISSUE,
             Features(0),
         ] {
-            let plan = Plan::new(base.with(half)).unwrap();
+            let plan = Plan::new(base.with(half), true).unwrap();
             assert!(!plan.recovers);
             assert_eq!(plan.features, base);
         }

@@ -18,6 +18,11 @@ pub const DEPTH: u16 = 128;
 pub const SLOTS_MAX: usize = 4096;
 /// Longest read or write in bytes. The block layer splits what is longer.
 pub const REQUEST_BYTES_MAX: u32 = TRANSFER_BYTES_MAX;
+/// Requests in flight in each queue where the kernel copies payload to places of the slots.
+pub const BOUNCE_DEPTH: u16 = 64;
+/// Longest read or write there, in bytes: with eight queues, 128 MiB at the most, of which memory is taken
+/// as they are used.
+pub const BOUNCE_REQUEST_BYTES_MAX: u32 = 256 * 1024;
 /// Longest discard or write of zeroes in bytes. The block layer splits what is longer.
 pub const ZERO_BYTES_MAX: u32 = 1 << 30;
 /// Unit in which discarded space is given back, in bytes. Smaller discards read back zero as well.
@@ -46,4 +51,8 @@ const _: () = assert!(ZERO_BYTES_MAX.is_multiple_of(DISCARD_GRANULARITY_BYTES));
 const _: () = assert!(QUEUES_MAX <= trilith_runtime::limits::UBLK_QUEUES_MAX);
 const _: () = assert!(DEPTH <= trilith_runtime::limits::UBLK_DEPTH_MAX);
 const _: () = assert!(QUEUES_MAX as usize * DEPTH as usize <= SLOTS_MAX);
+const _: () = assert!(
+    QUEUES_MAX as u64 * BOUNCE_DEPTH as u64 * BOUNCE_REQUEST_BYTES_MAX as u64
+        <= trilith_runtime::limits::UBLK_BOUNCE_BYTES_MAX
+);
 const _: () = assert!(1 << SECTOR_SHIFT == SECTOR_BYTES);

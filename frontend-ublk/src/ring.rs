@@ -31,7 +31,7 @@ impl ControlRing {
     }
 
     /// Carries out one command and waits for it, however long it takes. `buffer` is what it reads or
-    /// fills.
+    /// fills; its first `path_len` bytes are the path of a node.
     ///
     /// # Errors
     /// The command's own.
@@ -41,6 +41,7 @@ impl ControlRing {
         device: u32,
         data: u64,
         buffer: Option<&mut [u8]>,
+        path_len: u16,
     ) -> io::Result<()> {
         let (address, len) = match buffer {
             Some(bytes) => (
@@ -49,7 +50,7 @@ impl ControlRing {
             ),
             None => (0, 0),
         };
-        let command = abi::control(device, address, len, data);
+        let command = abi::control(device, address, (len, path_len), data);
         let entry = opcode::UringCmd80::new(types::Fd(self.file.as_raw_fd()), operation)
             .cmd(command)
             .build();

@@ -16,7 +16,7 @@ use crate::listeners::Listener;
 use crate::sockets;
 use crate::stats::Stats;
 use crate::turn::LoopConfig;
-use crate::ublk::{Port, UblkFetched};
+use crate::ublk::{BatchKey, Port, UblkFetched};
 use crate::waker::{Message, WakeEnd, Waker, silence};
 use core::cmp::Reverse;
 use core::mem::ManuallyDrop;
@@ -52,9 +52,20 @@ pub(crate) enum Key {
     Wake,
     Signal,
     Ublk(u32),
+    UblkPrepare(u32),
+    UblkCommit(u32),
+    UblkFetch(u32),
 }
 
 impl Key {
+    pub(crate) fn of_batch(key: BatchKey) -> Key {
+        match key {
+            BatchKey::Prepare(place) => Key::UblkPrepare(place),
+            BatchKey::Commit(place) => Key::UblkCommit(place),
+            BatchKey::Fetch(queue) => Key::UblkFetch(queue),
+        }
+    }
+
     pub(crate) fn pack(self) -> u64 {
         let (kind, index) = match self {
             Key::Accept(index) => (1, index),
@@ -65,6 +76,9 @@ impl Key {
             Key::Wake => (6, 0),
             Key::Signal => (7, 0),
             Key::Ublk(index) => (8, index),
+            Key::UblkPrepare(place) => (9, place),
+            Key::UblkCommit(place) => (10, place),
+            Key::UblkFetch(queue) => (11, queue),
         };
         (kind << 32) | u64::from(index)
     }
@@ -80,6 +94,9 @@ impl Key {
             6 => Some(Key::Wake),
             7 => Some(Key::Signal),
             8 => Some(Key::Ublk(index)),
+            9 => Some(Key::UblkPrepare(index)),
+            10 => Some(Key::UblkCommit(index)),
+            11 => Some(Key::UblkFetch(index)),
             _ => None,
         }
     }
@@ -422,6 +439,15 @@ impl Io {
             Some(Key::Send(slot)) => self.send_completed(slot, result),
             Some(Key::Disk(index)) => self.disk_completed(index, result),
             Some(Key::Ublk(index)) => self.ublk_completed(index, result),
+            Some(Key::UblkPrepare(place)) => {
+                self.ublk_batch_completed(completion, BatchKey::Prepare(place));
+            }
+            Some(Key::UblkCommit(place)) => {
+                self.ublk_batch_completed(completion, BatchKey::Commit(place));
+            }
+            Some(Key::UblkFetch(queue)) => {
+                self.ublk_batch_completed(completion, BatchKey::Fetch(queue));
+            }
             Some(Key::Wake) => {
                 silence(&self.wake.event);
                 self.events.extend(
@@ -474,8 +500,8 @@ impl Io {
         }
         let deadline = crate::clock::now().after(DROP_WAIT_MAX);
         let mut completions = Vec::with_capacity(DISK_IN_FLIGHT_MAX);
-        // Commands of a ublk device name no memory: the kernel ends them when the ring is closed.
-        while self.driver.in_flight() > self.ublk_with_kernel() {
+        // The kernel ends commands of a ublk device when the ring is closed; what they name stays.
+        while self.driver.in_flight() > self.ublk_commands() {
             let left = deadline.since(crate::clock::now());
             if left.is_zero() || self.driver.enter(left, &mut completions).is_err() {
                 return false;

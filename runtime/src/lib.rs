@@ -60,6 +60,6 @@ pub use secrets::{random_bytes, read_secret, replace_file, write_secret};
 pub use sockets::activated_listeners;
 pub use stats::Stats;
 pub use turn::{Loop, LoopConfig};
-pub use ublk::{UblkDescriptor, UblkDevice, UblkFetched, UblkSlot};
+pub use ublk::{UblkDescriptor, UblkDevice, UblkFetched, UblkShape, UblkSlot};
 pub use waker::{Message, WakeError, Waker};
 pub use words::{HeapWords, MappedWords};

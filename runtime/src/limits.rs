@@ -82,6 +82,12 @@ pub const RING_ENTRIES_SMALL: u32 = 64;
 pub const UBLK_QUEUES_MAX: u16 = 16;
 /// Requests in flight in each queue of a ublk device. Reached: it is refused.
 pub const UBLK_DEPTH_MAX: u16 = 1024;
+/// Bytes that the kernel may copy payload to when user copy is not allowed: a place as long as the
+/// longest request for each slot. Beyond: the device is refused.
+pub const UBLK_BOUNCE_BYTES_MAX: u64 = 256 << 20;
+/// Buffers for tags of each queue of a ublk device in batch mode, each long enough for all tags. Reached:
+/// the kernel ends the fetch, and gets it again with the next turn.
+pub const UBLK_TAG_BUFFERS: u16 = 8;
 /// Threads that do the disk calls of the plain backend.
 pub const DISK_THREADS: usize = 4;
 /// Readiness events taken from epoll at once; the rest comes with the next turn.
@@ -116,6 +122,7 @@ pub(crate) const CONNECTION_SLOT_BITS: u32 = 16;
 
 const _: () = assert!((CONNECTIONS_MAX + LISTENERS_MAX + FILES_MAX + 128) as u64 <= OPEN_FILES_MAX);
 const _: () = assert!(CONNECTIONS_MAX < (1 << CONNECTION_SLOT_BITS) - 1);
+const _: () = assert!(UBLK_TAG_BUFFERS.is_power_of_two());
 const _: () = assert!(RECEIVE_BUFFER_BYTES >= 4 * HEADER_BYTES_MAX);
 const _: () = assert!(DIRECT_RECEIVE_BYTES_MIN as usize <= RECEIVE_BUFFER_BYTES);
 const _: () = assert!(ARENA_BYTES_MAX / 4096 <= 1 << 20);

@@ -64,6 +64,7 @@ impl Io {
         // `progress` may have marked some again: they come with the next turn.
         dirty.append(&mut self.dirty);
         self.dirty = dirty;
+        self.ublk_flush();
     }
 
     /// While the loop is being dropped: only the ends of connections matter.

@@ -404,7 +404,8 @@ pub(crate) struct IscsiArgs {
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct UblkArgs {
     /// Serve the volume as a block device of this host, /dev/ublkbN. Without a number, the one that
-    /// the volume has or the lowest that is free. Needs root and Linux 6.5.
+    /// the volume has or the lowest that is free. Needs Linux 6.5, and root or rules of udev
+    /// (docs/ublk-users.md).
     #[arg(
         long = "ublk",
         value_parser = parse_ublk,
@@ -468,6 +469,17 @@ pub(crate) enum UblkCommand {
     Recover(VolumeArgs),
     /// Remove a device whose engine is gone for good: what waits for it fails.
     Delete(UblkDeleteArgs),
+    /// Print the numbers of the user and the group that have added a device, for a rule of udev
+    /// (docs/ublk-users.md).
+    Owner(UblkOwnerArgs),
+}
+
+/// Which device to ask about.
+#[derive(Args, Debug)]
+pub(crate) struct UblkOwnerArgs {
+    /// Its number: N of /dev/ublkbN.
+    #[arg(value_name = "N")]
+    pub(crate) number: u32,
 }
 
 /// Which device to remove.

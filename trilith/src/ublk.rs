@@ -8,7 +8,7 @@ use crate::text::bytes_text;
 use crate::volume;
 use anyhow::{Context, bail};
 use comfy_table::{Table, presets};
-use trilith_frontend_ublk::{Control, DeviceInfo, Mark, State};
+use trilith_frontend_ublk::{Control, DeviceInfo, Features, Mark, State};
 
 /// Runs the command.
 ///
@@ -23,6 +23,12 @@ pub(crate) fn run(command: &UblkCommand) -> anyhow::Result<Exit> {
             Ok(Exit::Done)
         }
         UblkCommand::Delete(args) => delete(args),
+        UblkCommand::Owner(args) => {
+            let mut control = Control::open().map_err(setup)?;
+            let (user, group) = control.info(args.number)?.owner;
+            output::print(&format!("{user} {group}\n"));
+            Ok(Exit::Done)
+        }
     }
 }
 
@@ -41,13 +47,26 @@ fn list() -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
+/// How payload and commands go, in words.
+fn way(features: Features) -> &'static str {
+    let batch = features.contains(Features::BATCH_IO);
+    match (features.contains(Features::USER_COPY), batch) {
+        (true, true) => "user copy, batches",
+        (true, false) => "user copy",
+        (false, true) => "kernel copy, batches",
+        (false, false) => "kernel copy",
+    }
+}
+
 fn table(rows: &[Row]) -> String {
     if rows.is_empty() {
         return "no devices".to_owned();
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(["device", "state", "server", "queues", "size", "volume"]);
+    table.set_header([
+        "device", "state", "server", "queues", "payload", "size", "volume",
+    ]);
     for (info, capacity) in rows {
         let server = match info.server {
             pid if pid > 0 => pid.to_string(),
@@ -59,6 +78,7 @@ fn table(rows: &[Row]) -> String {
             info.state.name().to_owned(),
             server,
             format!("{} of {}", info.queues, info.depth),
+            way(Features(info.features)).to_owned(),
             bytes_text(*capacity),
             mark.unwrap_or_else(|| "not Trilith's".to_owned()),
         ]);
@@ -106,6 +126,7 @@ mod tests {
             server: 77,
             features: 0,
             own,
+            owner: (0, 0),
         }
     }
 
@@ -130,7 +151,13 @@ mod tests {
             (device(State::Live, 0), 1 << 20),
         ];
         let text = table(&rows);
-        for part in ["quiesced", "1 GiB", "07070707-0707-...", "not Trilith's"] {
+        for part in [
+            "kernel copy",
+            "quiesced",
+            "1 GiB",
+            "07070707-0707-...",
+            "not Trilith's",
+        ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
         assert_eq!(table(&[]), "no devices");

@@ -43,6 +43,11 @@ say "null: $(jq -r '.jobs[0] | "\(.read.iops | floor) reads, \(.write.iops | flo
 stop_server
 
 start_server /tmp/live --file /dev/shm/disk
+way="user copy"
+if trilith ublk list | head -n 1 | grep -q BATCH_IO; then
+    way="user copy, batches"
+fi
+trilith ublk list | grep -q "$way " || fail "not by $way: $(trilith ublk list)"
 expect size "$(blockdev --getsize64 /dev/ublkb0)" $((128 << 20))
 expect "logical block" "$(queue logical_block_size)" 512
 expect "physical block" "$(queue physical_block_size)" 4096
@@ -134,6 +139,24 @@ for round in 1 2 3; do
     start_server /tmp/stop-$round --file /dev/shm/disk
 done
 stop_server
+
+# Without batches (32768), without user copy (128), without both, as an older driver: the same again.
+for bits in 32768 128 32896; do
+    start_server /tmp/without-$bits --file /dev/shm/disk --without $bits
+    say "without $bits: $(trilith ublk list | sed -n 3p)"
+    verify mixed-$bits --bsrange=512-1m --iodepth=32 --size=16m
+    fio --name=kill --filename=/dev/ublkb0 --direct=1 --ioengine=io_uring --bsrange=4k-64k --iodepth=64 --rw=randwrite \
+        --size=8m --loops=3 --verify=crc32c --verify_fatal=1 --allow_file_create=0 > /h/out/fio-kill 2>&1 < /dev/null &
+    load=$!
+    wait_for 60 under_load
+    kill -KILL $SERVER
+    wait $SERVER || true
+    kill -0 $load || fail "the load was over before the kill"
+    start_server /tmp/again-$bits --file /dev/shm/disk --without $bits
+    grep '^live 0 recovered' /tmp/again-$bits
+    wait $load || fail "the load: $(tail -3 /h/out/fio-kill)"
+    stop_server
+done
 if dmesg | grep -E 'BUG|WARNING|Oops|blocked for more than'; then
     fail "the kernel complains"
 fi

@@ -21,7 +21,7 @@ fn le32(bytes: &[u8], at: usize) -> u32 {
 fn commands_have_the_numbers_that_the_kernel_headers_give() {
     // _IOC(direction, 'u', number, 32), direction 2 = read, 3 = read and write.
     for (name, number, direction, nr) in [
-        ("GET_DEV_INFO", command::GET_DEV_INFO, 2u32, 0x02),
+        ("GET_DEV_INFO2", command::GET_DEV_INFO2, 2u32, 0x12),
         ("ADD_DEV", command::ADD_DEV, 3, 0x04),
         ("DEL_DEV", command::DEL_DEV, 3, 0x05),
         ("START_DEV", command::START_DEV, 3, 0x06),
@@ -39,7 +39,7 @@ fn commands_have_the_numbers_that_the_kernel_headers_give() {
 
 #[test]
 fn control_command_is_laid_out_as_the_driver_reads_it() {
-    let bytes = abi::control(7, 0x1122_3344_5566_7788, 64, 99);
+    let bytes = abi::control(7, 0x1122_3344_5566_7788, (64, 11), 99);
     assert_eq!(le32(&bytes, 0), 7);
     assert_eq!(bytes[4..6], [0xff, 0xff], "no queue");
     assert_eq!(bytes[6..8], [64, 0]);
@@ -48,7 +48,8 @@ fn control_command_is_laid_out_as_the_driver_reads_it() {
         [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]
     );
     assert_eq!(le32(&bytes, 16), 99);
-    assert!(bytes[20..].iter().all(|byte| *byte == 0));
+    assert_eq!(bytes[20..26], [0, 0, 0, 0, 11, 0], "a path of 11 bytes");
+    assert!(bytes[26..].iter().all(|byte| *byte == 0));
 }
 
 #[test]
@@ -62,6 +63,7 @@ fn device_description_survives_the_way_through_bytes() {
         server: -1,
         features: 0xd8,
         own: 0x5452_0102_0304_0506,
+        owner: (0, 0),
     };
     let mut bytes = info.to_bytes();
     assert_eq!(DeviceInfo::of_bytes(&bytes), info);
@@ -71,6 +73,8 @@ fn device_description_survives_the_way_through_bytes() {
     assert_eq!(le32(&bytes, 16), u32::MAX);
     assert_eq!(le32(&bytes, 24), 0xd8);
     assert_eq!(bytes[32..40], [6, 5, 4, 3, 2, 1, 0x52, 0x54]);
+    bytes[40..48].copy_from_slice(&[0xe8, 3, 0, 0, 100, 0, 0, 0]);
+    assert_eq!(DeviceInfo::of_bytes(&bytes).owner, (1000, 100));
     for (number, state) in [
         (1, State::Live),
         (2, State::Quiesced),

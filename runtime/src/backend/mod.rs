@@ -8,6 +8,7 @@ mod uring;
 
 use crate::error::RuntimeError;
 use core::time::Duration;
+use std::io;
 use std::os::fd::RawFd;
 
 /// Which way to use.
@@ -92,8 +93,19 @@ pub(crate) enum SysOp {
     Sync,
     /// fallocate.
     Allocate { mode: i32, offset: u64, len: u64 },
-    /// A command of the file's driver that names no memory; io_uring only.
-    Command { op: u32, bytes: [u8; 16] },
+    /// A command of the file's driver; io_uring only. `elements`: the address of what it reads, or 0.
+    Command {
+        op: u32,
+        bytes: [u8; 16],
+        elements: u64,
+    },
+    /// A command of the file's driver that completes again and again, each time with a buffer of this
+    /// group; io_uring only.
+    FetchTags {
+        op: u32,
+        bytes: [u8; 16],
+        group: u16,
+    },
 }
 
 /// How an operation ended: as the system call's result, negative errors.
@@ -101,8 +113,10 @@ pub(crate) enum SysOp {
 pub(crate) struct Completion {
     pub(crate) key: u64,
     pub(crate) result: i32,
-    /// After a receive: the socket has more.
+    /// After a receive: the socket has more. After a fetch: it goes on.
     pub(crate) more: bool,
+    /// The buffer that a fetch has filled.
+    pub(crate) buffer: Option<u16>,
 }
 
 /// How long to wait for a first completion. `ZERO`: just look.
@@ -180,6 +194,31 @@ impl Driver {
             Driver::Uring(ring) => unsafe { ring.submit(key, fd, op) },
             // SAFETY: the caller's promise is passed on.
             Driver::Plain(plain) => unsafe { plain.submit(key, fd, op) },
+        }
+    }
+
+    /// Gives a group of buffers to the kernel, by a ring of so many entries; io_uring only.
+    ///
+    /// # Safety
+    /// The ring starts a page, and it and its buffers stay valid until [`Driver::take_buffers`], or
+    /// until the process ends.
+    pub(crate) unsafe fn give_buffers(
+        &mut self,
+        group: u16,
+        ring: *mut u8,
+        entries: u16,
+    ) -> io::Result<()> {
+        match self {
+            // SAFETY: the caller's promise is passed on.
+            Driver::Uring(uring) => unsafe { uring.give_buffers(group, ring, entries) },
+            Driver::Plain(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+
+    /// Takes a group of buffers back, which no operation uses.
+    pub(crate) fn take_buffers(&mut self, group: u16) {
+        if let Driver::Uring(uring) = self {
+            uring.take_buffers(group);
         }
     }
 

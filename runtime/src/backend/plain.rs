@@ -150,10 +150,15 @@ impl Plain {
             },
             SysOp::Sync => DiskCall::Sync,
             SysOp::Allocate { mode, offset, len } => DiskCall::Allocate { mode, offset, len },
-            SysOp::Command { .. } => {
+            SysOp::Command { .. } | SysOp::FetchTags { .. } => {
                 let result = -libc::EOPNOTSUPP;
                 let more = false;
-                return self.ready.push(Completion { key, result, more });
+                return self.ready.push(Completion {
+                    key,
+                    result,
+                    more,
+                    buffer: None,
+                });
             }
             SysOp::Accept
             | SysOp::Connect { .. }
@@ -202,6 +207,7 @@ impl Plain {
                     key,
                     result: -error,
                     more: false,
+                    buffer: None,
                 });
             }
             return;
@@ -240,7 +246,12 @@ impl Plain {
         }
         watch.input = None;
         let more = watch.readable || watch.ended;
-        self.ready.push(Completion { key, result, more });
+        self.ready.push(Completion {
+            key,
+            result,
+            more,
+            buffer: None,
+        });
     }
 
     fn try_output(&mut self, raw: RawFd) {
@@ -272,6 +283,7 @@ impl Plain {
             key,
             result,
             more: false,
+            buffer: None,
         });
     }
 
@@ -286,6 +298,7 @@ impl Plain {
                     key,
                     result: -libc::ECANCELED,
                     more: false,
+                    buffer: None,
                 });
             }
         }

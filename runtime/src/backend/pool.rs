@@ -112,6 +112,7 @@ fn work(queue: &Receiver<Job>, results: &Sender<Completion>, event: &OwnedFd) {
                 key,
                 result,
                 more: false,
+                buffer: None,
             })
             .is_err()
         {

@@ -24,6 +24,9 @@ const CANCEL_KEY: u64 = u64::MAX;
 const QUICK_KEY: u64 = 1 << 63;
 /// `ioprio` flag of receives: do not try before the socket has polled readable (Linux 5.19).
 const POLL_FIRST: u16 = 1;
+/// Flag of a command: it completes more than once (Linux 6.18).
+const CMD_MULTISHOT: u32 = 1 << 1;
+const _: () = assert!(size_of::<squeue::Entry>() == 64);
 /// Registered files: connections, listeners, data files, and a few event descriptors.
 const FILES_REGISTERED_MAX: u32 = 1700;
 const _: () = assert!(CONNECTIONS_MAX + FILES_MAX + LISTENERS_MAX + 8 <= 1700);
@@ -234,6 +237,25 @@ impl Uring {
     }
 
     /// # Safety
+    /// As [`super::Driver::give_buffers`].
+    pub(super) unsafe fn give_buffers(
+        &mut self,
+        group: u16,
+        ring: *mut u8,
+        entries: u16,
+    ) -> io::Result<()> {
+        let submitter = self.ring.submitter();
+        // SAFETY: the caller's promise is passed on.
+        unsafe { submitter.register_buf_ring_with_flags(ring as u64, entries, group, 0) }
+    }
+
+    pub(super) fn take_buffers(&mut self, group: u16) {
+        if let Err(error) = self.ring.submitter().unregister_buf_ring(group) {
+            tracing::warn!(%error, "io_uring: cannot take buffers back");
+        }
+    }
+
+    /// # Safety
     /// As [`super::Driver::submit`].
     pub(super) unsafe fn submit(&mut self, key: u64, fd: FdRef, op: SysOp) {
         let (raw, mut flags) = match fd.fixed {
@@ -266,7 +288,12 @@ impl Uring {
                     QUICK_KEY | place,
                 )
             }
-            op => (entry_of(raw, op, self.poll_first), key),
+            op => {
+                if matches!(op, SysOp::FetchTags { .. }) {
+                    flags |= squeue::Flags::BUFFER_SELECT;
+                }
+                (entry_of(raw, op, self.poll_first), key)
+            }
         };
         // SAFETY: the caller's promise covers what the entry names until the completion.
         unsafe { self.push(&entry.flags(flags).user_data(key)) };
@@ -394,11 +421,14 @@ impl Uring {
                     send.result = Some(entry.result());
                 }
             } else {
-                self.in_flight -= 1;
+                let flags = entry.flags();
+                let goes_on = cqueue::more(flags);
+                self.in_flight -= usize::from(!goes_on);
                 out.push(Completion {
                     key,
                     result: entry.result(),
-                    more: cqueue::sock_nonempty(entry.flags()),
+                    more: goes_on || cqueue::sock_nonempty(flags),
+                    buffer: cqueue::buffer_select(flags),
                 });
             }
         }
@@ -437,6 +467,7 @@ impl Uring {
                     key: send.key,
                     result,
                     more: false,
+                    buffer: None,
                 });
             }
         }
@@ -482,6 +513,20 @@ fn check(ring: &IoUring) -> io::Result<()> {
 fn send_entry(fd: types::Fd, message: *const libc::msghdr, flags: i32) -> squeue::Entry {
     let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL | flags).unsigned_abs();
     opcode::SendMsg::new(fd, message).flags(flags).build()
+}
+
+#[cfg(target_endian = "big")]
+compile_error!("a field of the kernel's is written in little-endian order here");
+
+/// Makes a command one that completes again and again, each time with a buffer of a group. The crate
+/// has no words for that.
+fn again(command: squeue::Entry, group: u16) -> squeue::Entry {
+    // SAFETY: both are 64 bytes without padding (asserted above), and any bytes are an entry.
+    let mut bytes: [u8; 64] = unsafe { core::mem::transmute(command) };
+    bytes[28..32].copy_from_slice(&CMD_MULTISHOT.to_le_bytes());
+    bytes[40..42].copy_from_slice(&group.to_le_bytes());
+    // SAFETY: as above.
+    unsafe { core::mem::transmute(bytes) }
 }
 
 fn entry_of(fd: types::Fd, op: SysOp, poll_first: bool) -> squeue::Entry {
@@ -540,6 +585,16 @@ fn entry_of(fd: types::Fd, op: SysOp, poll_first: bool) -> squeue::Entry {
             .offset(offset)
             .mode(mode)
             .build(),
-        SysOp::Command { op, bytes } => opcode::UringCmd16::new(fd, op).cmd(bytes).build(),
+        SysOp::Command {
+            op,
+            bytes,
+            elements,
+        } => opcode::UringCmd16::new(fd, op)
+            .cmd(bytes)
+            .addr(Some(elements))
+            .build(),
+        SysOp::FetchTags { op, bytes, group } => {
+            again(opcode::UringCmd16::new(fd, op).cmd(bytes).build(), group)
+        }
     }
 }

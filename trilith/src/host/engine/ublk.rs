@@ -17,7 +17,7 @@ use anyhow::{Context, ensure};
 use trilith_block::{FrontendEvent, Machine, Monotonic, VolumeInfo};
 use trilith_engine::{Mode, Waiting};
 use trilith_frontend_ublk::{
-    Control, Device, DeviceConfig, Mark, News, Params, UblkAction, UblkConfig, UblkEvent,
+    Control, Device, DeviceConfig, Features, Mark, News, Params, UblkAction, UblkConfig, UblkEvent,
     UblkServer, UblkStatus,
 };
 use trilith_runtime::{Arena, Backend, Io};
@@ -98,11 +98,11 @@ pub(crate) enum Turn {
 pub(crate) fn check_host(uring: bool) -> anyhow::Result<()> {
     let check = || -> anyhow::Result<()> {
         ensure!(uring, "it needs io_uring, which is not in use here");
-        let plan = Control::open()?.plan()?;
+        let plan = Control::open()?.plan(Features(0))?;
         if !plan.recovers {
             tracing::warn!(
-                "this kernel's ublk driver cannot hand a device to another server: if the engine \
-                 dies, its users get errors"
+                "this kernel's ublk driver does not let this user hand a device to another server: \
+                 if the engine dies, the device goes and its users get errors"
             );
         }
         Ok(())
@@ -132,6 +132,7 @@ impl UblkFrontend {
             params: Params::new(&volume.capabilities, false),
             // M8: users of the engine before are bound to a loss epoch, or a loss would be silent.
             takes_over: loss_bound.is_some(),
+            without: Features(0),
         };
         let device = Device::new(config, io.waker()).context("start the thread of the device")?;
         Ok(Some(UblkFrontend::of(
