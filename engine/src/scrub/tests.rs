@@ -416,3 +416,58 @@ fn it_comes_round_by_itself_and_not_at_all_when_switched_off() {
     assert!(!off.start());
     assert_eq!(off.deadline(), None);
 }
+
+/// Whatever disturbs it: what a majority holds is what all hold in the end, and nothing else is ever
+/// changed.
+#[test]
+fn random_rot_and_disturbances_end_with_the_majority_everywhere() {
+    for seed in 0..150 {
+        let mut rng = crate::rng::Rng::new(&[seed; 32]);
+        let count = [2, 3, 3, 5][usize::try_from(rng.next() % 4).unwrap()];
+        let mut rig = Rig::new(count);
+        let blocks = usize::try_from(CAPACITY / 4096).unwrap();
+        let mut bad = std::collections::BTreeSet::new();
+        for _ in 0..rng.next() % 30 {
+            // Some places gather more than one wrong copy.
+            let block = usize::try_from(rng.next() % 40 * 4)
+                .unwrap()
+                .min(blocks - 1);
+            let at = usize::try_from(rng.next()).unwrap_or(0) % count;
+            if bad.insert((block, at)) {
+                rig.flip(at, block);
+            }
+        }
+        let before = rig.copies.clone();
+        rig.scrub.start();
+        for _ in 0..rng.next() % 400 {
+            match rng.next() % 16 {
+                0 => rig.deny = !rig.deny,
+                1 => rig.compare = !rig.compare,
+                2 => rig.busy = Some(Lba(rng.next() % 148)),
+                3 => rig.busy = None,
+                4 => rig.now = rig.now.after(Duration::from_millis(rng.next() % 60)),
+                _ => {}
+            }
+            rig.turn();
+        }
+        (rig.deny, rig.compare, rig.busy) = (false, true, None);
+        while rig.turn() {}
+        // What was skipped meanwhile is found by the next one.
+        let result = rig.run();
+        assert_eq!(result.skipped, 0, "seed {seed}");
+        for block in 0..blocks {
+            let range = BlockRange::new(Lba(block as u64), Blocks(1));
+            let wrong = (0..count).filter(|at| bad.contains(&(block, *at))).count();
+            let decided = 2 * (count - wrong) > count;
+            for (at, old) in before.iter().enumerate() {
+                let found = rig.slice(at, range);
+                if decided {
+                    assert!(found.iter().all(|b| *b == 5), "seed {seed} block {block}");
+                } else {
+                    let from = block * 4096;
+                    assert_eq!(found, &old[from..from + 4096], "seed {seed} block {block}");
+                }
+            }
+        }
+    }
+}
