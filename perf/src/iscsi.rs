@@ -5,7 +5,7 @@
 use crate::compare::{kept, output};
 use crate::fio::Place;
 use crate::record::median;
-use crate::targets::Target;
+use crate::targets::{Target, cpu_seconds};
 use crate::{IscsiArgs, Media, say};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -75,8 +75,16 @@ const JOBS: [Job; 12] = [
     job("digest-write-4k-d16", own(true, true), 1, 16),
 ];
 
-/// Operations per second and server CPU of each operation, of all rounds.
-type Rounds = BTreeMap<(String, &'static str), Vec<(f64, f64)>>;
+/// Of one run: operations per second, and CPU of servers and client in microseconds an operation.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    rate: f64,
+    server_us: f64,
+    client_us: f64,
+}
+
+/// The runs of all rounds.
+type Rounds = BTreeMap<(String, &'static str), Vec<Run>>;
 
 /// What one run gave: operations per second, and operations.
 type Figures = (f64, f64);
@@ -110,13 +118,20 @@ pub(crate) fn run(args: &IscsiArgs) -> Result<()> {
                 if matches!(job.kind, Kind::Own { .. }) && target.name.starts_with("tgt") {
                     continue;
                 }
-                let cpu = target.cpu_seconds();
+                // Clients are this process and its children that have ended; servers run on.
+                let own = || cpu_seconds(std::process::id());
+                let (server, client) = (target.cpu_seconds(), own());
                 let (rate, operations) = run_job(job, target, args)
                     .with_context(|| format!("{} on {}", job.name, target.name))?;
-                let spent = (target.cpu_seconds() - cpu) * 1e6 / operations.max(1.0);
+                let each = |seconds: f64| seconds * 1e6 / operations.max(1.0);
+                let run = Run {
+                    rate,
+                    server_us: each(target.cpu_seconds() - server),
+                    client_us: each(own() - client),
+                };
                 all.entry((target.name.clone(), job.name))
                     .or_default()
-                    .push((rate, spent));
+                    .push(run);
             }
         }
         say(&format!("round {} of {} done", round + 1, args.rounds));
@@ -236,26 +251,27 @@ fn own_run(job: &Job, writes: bool, digests: bool, uri: &str, args: &IscsiArgs) 
 
 fn print(all: &Rounds, targets: &[Target], jobs: &[&Job]) {
     say(&format!(
-        "{:<20} {:<12} {:>9} {:>19} {:>9} {:>8}",
-        "job", "target", "IOPS", "min-max", "MB/s", "CPU us"
+        "{:<20} {:<12} {:>9} {:>19} {:>9} {:>9} {:>9}",
+        "job", "target", "IOPS", "min-max", "MB/s", "server us", "client us"
     ));
     for job in jobs {
         for target in targets {
             let Some(rounds) = all.get(&(target.name.clone(), job.name)) else {
                 continue;
             };
-            let mut rates: Vec<f64> = rounds.iter().map(|(rate, _)| *rate).collect();
-            let mut spent: Vec<f64> = rounds.iter().map(|(_, spent)| *spent).collect();
+            let of = |figure: fn(&Run) -> f64| rounds.iter().map(figure).collect::<Vec<f64>>();
+            let mut rates = of(|run| run.rate);
             let middle = median(&mut rates);
             let first = rates.first().copied().unwrap_or(0.0);
             let last = rates.last().copied().unwrap_or(0.0);
             say(&format!(
-                "{:<20} {:<12} {middle:>9.0} {:>19} {:>9.0} {:>8.1}",
+                "{:<20} {:<12} {middle:>9.0} {:>19} {:>9.0} {:>9.1} {:>9.1}",
                 job.name,
                 target.name,
                 format!("{first:.0}-{last:.0}"),
                 middle * f64::from(job.blocks * BLOCK) / 1e6,
-                median(&mut spent),
+                median(&mut of(|run| run.server_us)),
+                median(&mut of(|run| run.client_us)),
             ));
         }
     }
@@ -268,8 +284,9 @@ fn as_json(all: &Rounds, args: &IscsiArgs) -> Value {
             json!({
                 "target": target,
                 "job": job,
-                "rounds": rounds.iter().map(|(rate, spent)| json!({
-                    "iops": rate, "server_cpu_us_per_operation": spent,
+                "rounds": rounds.iter().map(|run| json!({
+                    "iops": run.rate, "server_cpu_us_per_operation": run.server_us,
+                    "client_cpu_us_per_operation": run.client_us,
                 })).collect::<Vec<_>>(),
             })
         })

@@ -6,12 +6,14 @@
 //!
 //! Failure: a target that cannot be started is left out, and said so.
 //!
-//! Start reading at: [`compare`], then [`targets`], then [`fio`], [`iscsi`] and [`scale`]; [`report`] makes a page of the kept figures.
+//! Start reading at: [`compare`], then [`targets`], then [`fio`], [`iscsi`], [`scale`] and [`faults`]; [`report`] makes a page of the kept figures.
 
 mod chart;
 mod compare;
+mod faults;
 mod fio;
 mod iscsi;
+mod memory;
 mod record;
 mod report;
 mod scale;
@@ -39,6 +41,10 @@ enum Command {
     Iscsi(IscsiArgs),
     /// Shows how cost grows with size, volumes and connections.
     Scale(ScaleArgs),
+    /// Shows what faults cost the clients: a replica far away, a rebuild.
+    Faults(FaultsArgs),
+    /// Serves memory over NBD by our frontend, without engine and replicas.
+    ServeMemory(MemoryArgs),
     /// Makes one page of the figures that `compare --json` kept.
     Report(ReportArgs),
 }
@@ -99,6 +105,42 @@ struct ScaleArgs {
     /// Seconds of each row.
     #[arg(long, default_value_t = 5)]
     seconds: u32,
+}
+
+/// Options of `faults`.
+#[derive(Debug, clap::Args)]
+struct FaultsArgs {
+    /// Rows, comma-separated.
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "delay,rebuild"
+    )]
+    faults: Vec<faults::Fault>,
+    /// Size of the volume in MiB. A rebuild copies half of it.
+    #[arg(long, default_value_t = 2048)]
+    size_mib: u64,
+    /// How much later a replica gets what it is sent, in milliseconds.
+    #[arg(long, default_value_t = 100)]
+    delay_ms: u64,
+    /// Rounds of `delay`.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Seconds of each run.
+    #[arg(long, default_value_t = 5)]
+    seconds: u32,
+}
+
+/// Options of `serve-memory`.
+#[derive(Debug, clap::Args)]
+struct MemoryArgs {
+    /// Port of 127.0.0.1.
+    #[arg(long)]
+    port: u16,
+    /// Size of the volume in MiB.
+    #[arg(long, default_value_t = 1024)]
+    size_mib: u64,
 }
 
 /// Options of `report`.
@@ -163,6 +205,8 @@ fn main() -> ExitCode {
         Command::Compare(args) => compare::run(&args),
         Command::Iscsi(args) => iscsi::run(&args),
         Command::Scale(args) => scale::run(&args),
+        Command::Faults(args) => faults::run(&args),
+        Command::ServeMemory(args) => memory::run(&args),
         Command::Report(args) => report::run(&args),
     };
     match result {

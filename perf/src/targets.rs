@@ -124,14 +124,23 @@ fn discover(port: u16, unit: u8) -> Result<String> {
 }
 
 /// Number of replicas and flags of a volume by the name of its target: `trilith3`, or `trilith3-spin`
-/// for one whose processes look out for events before they sleep.
+/// for one whose processes look out for events before they sleep. `trilith3-batch` has the flags of
+/// `trilith3`; see [`is_batch`].
 fn volume(name: &str) -> Option<(usize, &'static [&'static str])> {
     let name = name.strip_prefix("trilith")?;
+    let name = name.strip_suffix(BATCH).unwrap_or(name);
     let (replicas, more): (&str, &[&str]) = match name.strip_suffix("-spin") {
         Some(replicas) => (replicas, &["--spin", SPIN]),
         None => (name, &[]),
     };
     Some((replicas.parse().ok()?, more))
+}
+
+/// End of the name of a volume whose processes run under SCHED_BATCH: woken ones do not interrupt who runs.
+const BATCH: &str = "-batch";
+
+fn is_batch(name: &str) -> bool {
+    name.ends_with(BATCH)
 }
 
 impl Target {
@@ -189,13 +198,21 @@ impl Target {
                 command.arg(format!("{size_mib}M"));
                 target.serve(&mut command, &log, port)?;
             }
+            "frontend-memory" => {
+                let port = free_port()?;
+                let mut command = Command::new(std::env::current_exe()?);
+                command
+                    .args(["serve-memory", "--port", &port.to_string()])
+                    .args(["--size-mib", &size_mib.to_string()]);
+                target.serve(&mut command, &log, port)?;
+            }
             _ => match volume(name) {
                 Some((replicas, more)) => {
                     target.start_trilith(replicas, dir, &log, size_mib, more)?;
                 }
                 None => bail!(
                     "target {name}: expected raw, trilith1, trilith3, trilith5 (or one of them with \
-                     -spin), qemu-nbd, quorum, nbd-server, nbdkit-file or nbdkit-memory"
+                     -spin, -batch or -spin-batch), qemu-nbd, quorum, nbd-server, nbdkit-file, nbdkit-memory or frontend-memory"
                 ),
             },
         }
@@ -265,7 +282,13 @@ impl Target {
         more: &[&str],
     ) -> Result<()> {
         let port = free_port()?;
-        let mut command = Command::new(trilith());
+        let mut command = if is_batch(&self.name) {
+            let mut command = Command::new("chrt");
+            command.args(["--batch", "0"]).arg(trilith());
+            command
+        } else {
+            Command::new(trilith())
+        };
         command
             .args(["up", "--foreground", "--size", &format!("{size_mib}MiB")])
             .args([
