@@ -92,6 +92,7 @@ mutants! {
     TaintForgetsLog "taint_forgets_log" "M2: a taint does not turn the activity log into need",
     JointIgnored "joint_ignored" "C20: in a joint configuration the old voters decide alone",
     LossNotHandedOn "loss_not_handed_on" "C22: a newcomer votes without knowing the loss epoch",
+    BlankHeard "blank_heard" "T18: an empty replica is listened to",
     NbdFuaDropped "nbd_fua_dropped" "NBD: the frontend does not pass FUA on",
     NbdFlushDropped "nbd_flush_dropped" "NBD: the frontend answers a flush by itself",
 }

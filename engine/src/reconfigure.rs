@@ -125,7 +125,8 @@ impl Engine {
         // T18: an empty replica has no say. It may only learn.
         let learns = known.generation > 0 && !known.joint && known.joining().contains(member);
         let odd = told.generation == known.generation && told != known;
-        if (told.generation == 0 && !learns) || odd {
+        let blank = told.generation == 0 && !mutant::on(Mutant::BlankHeard);
+        if (blank && !learns) || odd {
             self.unfit(member, Reason::Mismatch, cx);
             return false;
         }

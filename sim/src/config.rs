@@ -218,6 +218,8 @@ pub struct Config {
     pub replacement: Option<Replacement>,
     /// Replicas that stay away in the healing phase.
     pub dead: Vec<Host>,
+    /// Once the volume is active again, blank replicas stand in the places of the dead (T18).
+    pub wiped: bool,
     /// Replicas, fewer than a majority, whose disks lie about flushes until healing begins.
     pub liars: Vec<Host>,
     /// After healing: power loss of all, and a minority does not come back (I6).
@@ -359,6 +361,7 @@ impl Config {
             plan: Vec::new(),
             replacement: None,
             dead: Vec::new(),
+            wiped: seed >= LIARS_FROM && Entropy::from_seed(seed).fork(10).chance(1, 2),
             liars: draw_liars(seed, replicas),
             final_cut: entropy.chance(1, 2),
             grants: entropy.chance(1, 4),

@@ -54,6 +54,7 @@ const CHEAP: &[(Mutant, u64)] = &[
     (Mutant::TaintForgetsLog, 1_000_051),
     (Mutant::JointIgnored, 1_000_122),
     (Mutant::LossNotHandedOn, 5_519_027_745_959),
+    (Mutant::BlankHeard, 10_000_000_004_000),
     (Mutant::NbdFuaDropped, 1_000_043),
     (Mutant::NbdFlushDropped, 1_000_002),
 ];

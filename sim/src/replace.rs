@@ -146,7 +146,11 @@ impl Cluster {
         let complete = self.complete_replicas();
         let mut holders = MemberSet::EMPTY;
         for host in self.config.replica_hosts() {
-            let Some(disk) = &self.hosts[host].disk else {
+            let Some(disk) = self.hosts[host]
+                .disk
+                .as_ref()
+                .filter(|_| !self.is_wiped(host))
+            else {
                 continue;
             };
             let word = disk.first_word(block as usize, stable);

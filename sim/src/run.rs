@@ -66,6 +66,8 @@ pub struct Healing {
     since: Nanos,
     /// Deaths of replicas for good.
     pub gone: Vec<Host>,
+    /// Those of them whose place a blank replica has taken.
+    pub wiped: Vec<Host>,
 }
 
 impl Healing {
@@ -193,6 +195,7 @@ impl Cluster {
                 safe_events: 0,
                 since: 0,
                 gone: Vec::new(),
+                wiped: Vec::new(),
             },
             watcher: crate::check::state::Watcher::default(),
             initiators: Entropy::from_seed(config.seed).fork(8),
@@ -362,6 +365,31 @@ impl Cluster {
         }
     }
 
+    /// T18: a replica that is gone stands there again, blank, under its old number and address.
+    fn wipe(&mut self, host: Host) {
+        let now = self.world.now();
+        self.story
+            .tell(now, || format!("a blank replica takes the place of {host}"));
+        self.healing.wiped.push(host);
+        self.watcher.forget(host);
+        let fresh = host_state(&self.config, host, &mut self.supervisor);
+        let state = &mut self.hosts[host];
+        (state.disk, state.boot, state.gone) = (fresh.disk, fresh.boot, false);
+        state.words = SimWords::new(0);
+        let replica = self.supervisor.new_uuid();
+        let mut params = self.format_params(host, replica);
+        (params.newcomer, params.iss) = (true, MemberSet::EMPTY);
+        if let Some(disk) = self.hosts[host].disk.as_mut() {
+            crate::storage::format(disk, &params, &mut self.entropy);
+        }
+        self.power_on(host);
+    }
+
+    /// A blank replica is there instead of the one that was.
+    pub fn is_wiped(&self, host: Host) -> bool {
+        self.healing.wiped.contains(&host)
+    }
+
     fn enter(&mut self, phase: Phase) {
         self.healing.phase = phase;
         self.healing.since = self.world.now();
@@ -386,6 +414,12 @@ impl Cluster {
             Phase::Safety | Phase::Done => {}
             Phase::Active if active && idle && waited > NOTICED_AFTER => {
                 self.workload.strict = true;
+                // What was in flight when they were lost has been answered.
+                for host in self.config.dead.clone() {
+                    if self.config.wiped {
+                        self.wipe(host);
+                    }
+                }
                 self.give_duty(true);
                 self.enter(Phase::Duty);
             }
@@ -576,7 +610,10 @@ impl Cluster {
     fn last_cut(&mut self) {
         let voters = self.voter_hosts();
         let replicas = voters.len();
-        let gone = voters.iter().filter(|h| self.hosts[**h].gone).count();
+        let gone = voters
+            .iter()
+            .filter(|h| self.healing.gone.contains(h))
+            .count();
         let mut left = (replicas - 1) / 2 - gone.min((replicas - 1) / 2);
         let lose = self.entropy.chance(2, 3);
         for (place, host) in voters.into_iter().enumerate() {

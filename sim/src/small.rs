@@ -172,6 +172,7 @@ fn config(order: u64, faults: Vec<(u64, Fault)>) -> Config {
         plan: Vec::new(),
         replacement: None,
         dead: Vec::new(),
+        wiped: false,
         liars: Vec::new(),
         final_cut: false,
         grants: false,

@@ -393,8 +393,10 @@ impl Cluster {
 
     /// Looks at a process after each of its turns.
     pub fn watch(&mut self, host: Host, node: &mut Node) {
-        self.watch_replica(host, node);
-        self.watch_store(host, node);
+        if !self.is_wiped(host) {
+            self.watch_replica(host, node);
+            self.watch_store(host, node);
+        }
         let clock = self.clock(host);
         let Some(engine) = node.engine() else { return };
         let mode = engine.machine.mode();
@@ -443,6 +445,13 @@ impl Cluster {
                     self.supervisor.counts.activations += 1;
                     self.check_activation(status.counted);
                 }
+            }
+            let places = &self.config;
+            let mut promised = status.members.iter().filter(|m| m.promised);
+            let blank = promised.find(|m| self.is_wiped(places.host_of(m.member.index())));
+            if let Some(blank) = blank {
+                let why = format!("T18: blank member {} has promised", blank.member);
+                return self.fail(why);
             }
             if !decides(&status.membership, status.counted) {
                 let why = format!("R8: active in term {term} with {:?}", status.counted);

@@ -45,6 +45,15 @@ fn member(host: Host) -> Option<MemberId> {
     MemberId::new(host)
 }
 
+impl Watcher {
+    /// The disk of a host is another one from now on.
+    pub fn forget(&mut self, host: Host) {
+        self.promised.remove(&host);
+        self.lost.remove(&host);
+        self.windows.remove(&host);
+    }
+}
+
 /// Why a block of this replica may differ from that of others, by what it says itself.
 struct Claims<'a> {
     store: &'a Store,
@@ -120,7 +129,11 @@ impl Cluster {
         let (hosts, history) = (&mut self.hosts, &self.history);
         let rotten = &self.scrubs.rotten;
         let mut parts: Vec<(Host, Facts, Claims<'_>, &Disk)> = Vec::new();
+        let wiped = &self.healing.wiped;
         for (host, state) in hosts[..replicas].iter_mut().enumerate() {
+            if wiped.contains(&host) {
+                continue; // It has no say: nobody keeps a map for it.
+            }
             if let (Some(store), Some(disk)) = (store_of(&mut state.node), state.disk.as_ref()) {
                 parts.push((host, store.facts(), Claims::of(store), disk));
             }
