@@ -479,6 +479,16 @@ impl Recovery {
             return;
         }
         self.free(at);
+        if run.range.count.0 > 1 {
+            // It may be one block here and another one there.
+            let half = run.range.count.0 / 2;
+            let middle = Lba(run.range.start.0 + u64::from(half));
+            for (start, count) in [(middle, run.range.count.0 - half), (run.range.start, half)] {
+                let range = BlockRange::new(start, Blocks(count));
+                self.runs.push_front(Run { range, ..run });
+            }
+            return;
+        }
         for member in run.targets.and(self.iss).iter() {
             self.leave_out(member);
         }
