@@ -22,6 +22,7 @@ const BY_TESTS: &[(&str, &str, &str)] = &[
     ("flush_not_asked_again", "trilith-engine", "tests::members"),
     ("lease_forgotten", "trilith-replica", "tests::votes"),
     ("resend_overtakes", "trilith-replica", "a_failed_entry"),
+    ("checksums_not_saved", "trilith-replica", "checksums"),
     ("evicted_above_tidx", "trilith-replica", "above_tidx_stays"),
 ];
 

@@ -74,6 +74,8 @@ pub(crate) fn tracked() -> Result<Vec<String>> {
 const SEEDS_FROM: u64 = 1_000_000;
 /// First of the fixed seeds of which half have iSCSI clients; there are a quarter as many of them.
 const ISCSI_SEEDS_FROM: u64 = 900_000;
+/// In every other run from this seed on replicas keep checksums.
+const CHECKSUM_SEEDS_FROM: u64 = 3_000_000;
 
 /// Fixed seeds that together must reach every coverage mark that is not seldom.
 const SEEDS_FOR_MARKS: u64 = 1000;
@@ -87,6 +89,7 @@ pub(crate) fn sim(seeds: u64, fresh: bool) -> Result<()> {
     }
     if !fresh {
         simulate(ISCSI_SEEDS_FROM, (seeds / 4).max(1), false)?;
+        simulate(CHECKSUM_SEEDS_FROM, (seeds / 4).max(1), false)?;
     }
     // Fewer seeds, or others, may well miss a mark.
     simulate(from, seeds, !fresh && seeds >= SEEDS_FOR_MARKS)

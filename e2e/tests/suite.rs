@@ -2,6 +2,8 @@
 
 #[path = "suite/bad_input.rs"]
 mod bad_input;
+#[path = "suite/checksums.rs"]
+mod checksums;
 #[path = "suite/clients.rs"]
 mod clients;
 #[path = "suite/faults.rs"]

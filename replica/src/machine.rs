@@ -570,6 +570,7 @@ pub(crate) fn entry_status(result: Result<(), DiskError>) -> EntryStatus {
         Ok(()) => EntryStatus::Done,
         Err(DiskError::Io) => EntryStatus::Io,
         Err(DiskError::NoSpace) => EntryStatus::NoSpace,
+        Err(DiskError::Checksum) => EntryStatus::Checksum,
     }
 }
 

@@ -190,6 +190,8 @@ pub struct Config {
     pub sector: usize,
     /// Disks have a volatile cache.
     pub volatile_cache: bool,
+    /// Replicas keep checksums of their blocks on the disk.
+    pub checksums: bool,
     /// Sizes of the stores.
     pub geometry: Geometry,
     /// Times of the engines.
@@ -246,6 +248,10 @@ const REPLACEMENTS_FROM: u64 = 300_000;
 pub const EXTRAS_FROM: u64 = 1_000_000;
 /// Seeds below it have honest disks, for the same reason.
 const LIARS_FROM: u64 = 10_000_000_000_000;
+/// In every other of these runs, and of those from [`CHECKSUMS_FROM`] on, replicas keep checksums.
+const CHECKSUMS: core::ops::Range<u64> = 3_000_000..4_000_000;
+/// Seeds between have none, for the same reason.
+const CHECKSUMS_FROM: u64 = 20_000_000_000_000;
 /// Number of engine hosts; they come after the replicas' hosts.
 pub const ENGINE_HOSTS: usize = 2;
 
@@ -347,6 +353,7 @@ impl Config {
             capacity: extents * (4 << 20) - ragged,
             sector: entropy.pick(&[512, 4096]),
             volatile_cache: !entropy.chance(1, 5),
+            checksums: false,
             geometry: draw_geometry(entropy, replicas),
             timing,
             sizes: Sizes::default(),
@@ -384,6 +391,9 @@ impl Config {
         config.dead = draw_dead(entropy, replicas);
         config.draw_replacement(entropy);
         draw_extras(entropy, &mut config, quick);
+        let drawn = CHECKSUMS.contains(&seed) || seed >= CHECKSUMS_FROM;
+        // A disk that loses what it has flushed may keep an old page and new data, which is rot.
+        config.checksums = drawn && config.liars.is_empty() && entropy.chance(1, 2);
         config
     }
 }

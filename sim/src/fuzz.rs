@@ -132,6 +132,7 @@ fn params() -> FormatParams {
         same_device: false,
         zero_data: false,
         volatile_cache: true,
+        checksums: false,
     }
 }
 

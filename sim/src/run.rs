@@ -145,9 +145,14 @@ fn host_state(config: &Config, host: Host, supervisor: &mut Supervisor) -> HostS
     let replica = config.is_replica(host);
     let peers = config.replicas;
     let disk = replica.then(|| {
-        let layout = Layout::new(&config.geometry, config.capacity, peers, false);
+        let plain = Layout::new(&config.geometry, config.capacity, peers, false);
+        let layout = if config.checksums {
+            plain.with_checksums(config.capacity)
+        } else {
+            plain
+        };
         Disk::new(
-            layout.meta_bytes,
+            layout.end(config.capacity),
             config.capacity,
             config.sector,
             config.volatile_cache,

@@ -59,6 +59,11 @@ impl Scrubs {
             finished: 0,
         }
     }
+
+    /// A disk has changed something by itself.
+    pub fn has_rotted(&self) -> bool {
+        self.copies > 0
+    }
 }
 
 /// Drawn from a stream of its own, so that all else of a seed stays what it was.

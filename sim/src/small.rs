@@ -136,6 +136,7 @@ fn config(order: u64, faults: Vec<(u64, Fault)>) -> Config {
         capacity: 2 * (4 << 20),
         sector: 4096,
         volatile_cache: true,
+        checksums: false,
         geometry: Geometry {
             ring_blocks: 8,
             al_slots: 14,

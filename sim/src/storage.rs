@@ -134,6 +134,7 @@ impl Cluster {
             same_device: false,
             zero_data: false,
             volatile_cache: self.config.volatile_cache,
+            checksums: self.config.checksums,
         }
     }
 

@@ -94,6 +94,10 @@ pub(crate) struct UpArgs {
     /// Name of the volume and of its NBD export [default: vol, or what the volume has].
     #[arg(long, value_parser = parse_name, value_name = "NAME")]
     pub(crate) name: Option<String>,
+    /// Make the volume with checksums of its blocks on the disk, so that what a device changed by itself
+    /// is read from another replica. Takes memory and, for places not used lately, more I/O.
+    #[arg(long)]
+    pub(crate) checksums: bool,
     /// Where to serve NBD: ADDRESS:PORT or unix:PATH; off: nowhere.
     #[arg(long, default_value = "127.0.0.1:10809", value_name = "ADDRESS")]
     pub(crate) nbd: Listen,
@@ -251,6 +255,9 @@ pub(crate) struct FormatArgs {
     /// sync and is rebuilt. Without it, all replicas of a new volume must be formatted.
     #[arg(long)]
     pub(crate) replacement: bool,
+    /// Keep checksums of the blocks on the disk.
+    #[arg(long)]
+    pub(crate) checksums: bool,
 }
 
 /// Flags of `store export`.

@@ -138,6 +138,7 @@ fn make(state: &VolumeState, old: usize, new: &Replica) -> anyhow::Result<()> {
         capacity: state.size_bytes,
         replacement: false,
         newcomer: Some(voters),
+        checksums: state.checksums,
     };
     format::directory(&mut turns, &new.directory(), &store)
 }

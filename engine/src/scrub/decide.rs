@@ -61,7 +61,9 @@ impl Answers {
                 place.extend_from_slice(digests);
                 self.told = self.told.with(member);
             }
-            Err(EntryStatus::Io) => self.unreadable = self.unreadable.with(member),
+            Err(EntryStatus::Io | EntryStatus::Checksum) => {
+                self.unreadable = self.unreadable.with(member);
+            }
             Ok(_) | Err(_) => self.refused = self.refused.with(member),
         }
     }

@@ -165,7 +165,7 @@ pub enum ScrubEvent<'a> {
         token: u64,
         /// Who answers.
         member: MemberId,
-        /// The digests; `Io` when a copy cannot be read, any other status when it cannot be asked now.
+        /// The digests; `Io` or `Checksum` when a copy cannot be read, any other status when it cannot be asked now.
         result: Result<&'a [u8], EntryStatus>,
     },
     /// The lock is held.

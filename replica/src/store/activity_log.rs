@@ -158,13 +158,14 @@ impl ActivityLog {
 
     /// Appends up to `count` extents that may leave (L2 a-c), oldest first, and takes them out. The
     /// caller journals their maps and their AL-del in this order (L2 d). Returns true when more
-    /// could leave after a flush.
+    /// could leave after a flush. `may_leave` is
+    /// asked last, of those that nothing else holds.
     pub(crate) fn evict(
         &mut self,
         count: usize,
         look_at: usize,
-        tidx: Idx,
-        flushed: u64,
+        (tidx, flushed): (Idx, u64),
+        may_leave: &mut dyn FnMut(ExtentNo) -> bool,
         gone: &mut Vec<ExtentNo>,
     ) -> bool {
         let mut place = self.oldest;
@@ -179,6 +180,10 @@ impl ActivityLog {
             let cut = node.last_idx <= tidx || mutant::on(Mutant::EvictedAboveTidx);
             if node.durable && node.busy == 0 && cut {
                 if node.stamp <= flushed || mutant::on(Mutant::EvictedBeforeFlush) {
+                    if !may_leave(node.extent) {
+                        place = newer;
+                        continue;
+                    }
                     self.unlink(place);
                     self.places.remove(&node.extent);
                     self.free.push(place);

@@ -233,4 +233,8 @@ pub struct Counters {
     pub extents_allocated: u64,
     /// Changes that failed.
     pub changes_failed: u64,
+    /// Reads that found a block that is not what was written there.
+    pub reads_rotten: u64,
+    /// Pages of checksums read and written.
+    pub checksum_pages: u64,
 }

@@ -226,7 +226,9 @@ impl Store {
                         return;
                     }
                 },
-                Some(Barrier::Flushing(kind, stamp)) if stamp <= self.flushed => {
+                Some(Barrier::Flushing(kind, stamp))
+                    if stamp <= self.flushed && self.may_record(&kind) =>
+                {
                     self.record(&kind);
                     self.wait_journal(Waiter::Barrier);
                     self.barrier = Some(Barrier::Journal(kind));
@@ -389,6 +391,11 @@ impl Store {
         }
     }
 
+    /// B1: the activity log is emptied by a clean stop only when the checksums are saved.
+    fn may_record(&mut self, kind: &Kind) -> bool {
+        !matches!(kind, Kind::Seal(_)) || self.is_checksums_saved()
+    }
+
     /// The data is flushed: the record that makes the barrier true.
     fn record(&mut self, kind: &Kind) {
         let facts = &self.facts;
@@ -450,10 +457,14 @@ impl Store {
         self.evicted.clear();
         let all = self.log.len();
         // No change runs and the window is in the dirty maps: every extent may leave.
+        let at = (Idx(u64::MAX), stamp);
         self.log
-            .evict(all, all, Idx(u64::MAX), stamp, &mut self.evicted);
+            .evict(all, all, at, &mut |_| true, &mut self.evicted);
         for extent in &self.evicted {
             self.journal.push(Item::AlDel(*extent));
+            if let Some(sums) = self.checksums.as_deref_mut() {
+                sums.cooled(*extent);
+            }
         }
         let clean = self.window.max_idx == self.upto() && self.failed_ranges.is_empty();
         if self.facts.is_complete() && !self.facts.tainted {

@@ -22,6 +22,7 @@ use trilith_wire::SlotStatus;
 const WAIT_OVERLAP: u8 = 1;
 pub(crate) const WAIT_LOG: u8 = 2;
 pub(crate) const WAIT_SPACE: u8 = 4;
+pub(crate) const WAIT_SUMS: u8 = 8;
 const NO_CHANGE: u32 = u32::MAX;
 
 /// Whose change it is.
@@ -263,6 +264,9 @@ impl Store {
         if let Some(running) = self.running.get(number) {
             running.parts = parts;
         }
+        if parts > 0 && running.pinned {
+            self.begin_checksums(running.range);
+        }
         parts
     }
 
@@ -313,6 +317,9 @@ impl Store {
                     .remove(MapId::ALLOCATED, extent, whole, &mut *self.window.words);
                 self.provisioned.remove_mask(extent, whole);
             }
+        }
+        if running.pinned {
+            self.end_checksums(running.range, running.change, data);
         }
         subtract(&mut self.failed_ranges, running.range);
         if let Owner::Entry(idx) = running.owner {

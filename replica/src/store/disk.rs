@@ -84,6 +84,8 @@ pub enum DiskError {
     Io,
     /// No space left.
     NoSpace,
+    /// A block is not what was written there. Never from a driver: the store finds it.
+    Checksum,
 }
 
 /// Where the store puts operations and events. The owner drains both after each call or batch; the

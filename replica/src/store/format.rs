@@ -41,6 +41,21 @@ pub struct FormatParams {
     pub zero_data: bool,
     /// The device has a volatile write cache.
     pub volatile_cache: bool,
+    /// Blocks have checksums on the disk (2.5).
+    pub checksums: bool,
+}
+
+impl FormatParams {
+    /// Where the areas will lie.
+    pub fn layout(&self) -> Layout {
+        let peers = self.voters.count();
+        let plain = Layout::new(&self.geometry, self.capacity, peers, self.same_device);
+        if self.checksums {
+            plain.with_checksums(self.capacity)
+        } else {
+            plain
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,6 +65,8 @@ enum Phase {
     Allocate,
     /// Metadata zeroed up to here.
     Meta(u64),
+    /// Pages of checksums zeroed up to here.
+    Checksums(u64),
     /// Data zeroed up to here.
     Data(u64),
     FlushData,
@@ -157,6 +174,7 @@ impl Format {
             }
             Phase::Allocate => self.zero_meta(0, out),
             Phase::Meta(done) => self.zero_meta(done, out),
+            Phase::Checksums(done) => self.zero_checksums(done, out),
             Phase::Data(done) => self.zero_area(done, out),
             Phase::FlushData => {
                 self.phase = Phase::FlushMeta;
@@ -187,11 +205,29 @@ impl Format {
         let left = self.superblock.layout.meta_bytes - done;
         let len = u32::try_from(left.min(u64::from(META_IO_BYTES_MAX))).unwrap_or(0);
         if len == 0 {
-            self.zero_area(0, out);
+            self.zero_checksums(0, out);
             return;
         }
         self.phase = Phase::Meta(done + u64::from(len));
         self.write(done, len, false, out);
+    }
+
+    /// A new file has none yet and reads zero; a device may hold anything.
+    fn zero_checksums(&mut self, done: u64, out: &mut StoreOut) {
+        let layout = self.superblock.layout;
+        let left = if self.zero_data && layout.checksums_offset != 0 {
+            layout.end(self.superblock.facts.capacity) - layout.checksums_offset - done
+        } else {
+            0
+        };
+        let len = left.min(FORMAT_ZERO_BYTES_MAX);
+        if len == 0 {
+            self.zero_area(0, out);
+            return;
+        }
+        self.phase = Phase::Checksums(done + len);
+        let (role, offset) = (FileRole::Meta, layout.checksums_offset + done);
+        self.op(DiskOp::ZeroRange { role, offset, len }, out);
     }
 
     fn zero_area(&mut self, done: u64, out: &mut StoreOut) {
@@ -215,7 +251,6 @@ impl Format {
 
 /// The superblock of a new volume: no checkpoint blocks, nothing in the journal, stopped cleanly.
 fn first_superblock(params: &FormatParams) -> Superblock {
-    let peers = params.voters.count();
     Superblock {
         seq: 1,
         boot: Uuid::NONE,
@@ -242,7 +277,7 @@ fn first_superblock(params: &FormatParams) -> Superblock {
             volatile_cache: params.volatile_cache,
         },
         geometry: params.geometry,
-        layout: Layout::new(&params.geometry, params.capacity, peers, params.same_device),
+        layout: params.layout(),
         // Lives of different replicas differ, and there is room for 2^63 opens above.
         journal_id: super::bytes::u64_at(&params.replica.0, 0) >> 1,
         journal_first_seq: 0,

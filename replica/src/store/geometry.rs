@@ -67,6 +67,8 @@ pub struct Layout {
     pub meta_bytes: u64,
     /// First byte of the data within its file.
     pub data_offset: u64,
+    /// The pages of checksums, one of 4 KiB for each extent; 0 = none.
+    pub checksums_offset: u64,
 }
 
 impl Layout {
@@ -93,11 +95,33 @@ impl Layout {
             } else {
                 0
             },
+            checksums_offset: 0,
         }
     }
 
-    /// True when the areas are aligned, in order and large enough for the geometry.
-    pub fn is_sound(&self, geometry: &Geometry) -> bool {
+    /// The same with room for checksums of a volume of `capacity` bytes.
+    #[must_use]
+    pub fn with_checksums(self, capacity: u64) -> Layout {
+        let mut layout = self;
+        layout.checksums_offset = self.meta_bytes;
+        if self.data_offset != 0 {
+            layout.data_offset = layout.end(capacity).next_multiple_of(DATA_ALIGN_BYTES);
+        }
+        layout
+    }
+
+    /// End of everything but the data.
+    pub fn end(&self, capacity: u64) -> u64 {
+        let extents = u64::from(ExtentNo::count_for(capacity));
+        match self.checksums_offset {
+            0 => self.meta_bytes,
+            offset => offset + extents * u64::from(META_BLOCK_BYTES),
+        }
+    }
+
+    /// True when the areas are aligned, in order and large enough for the geometry and a volume of
+    /// `capacity` bytes.
+    pub fn is_sound(&self, geometry: &Geometry, capacity: u64) -> bool {
         let block = u64::from(META_BLOCK_BYTES);
         let ring = u64::from(geometry.ring_blocks) * block;
         let limit = 1u64 << 48;
@@ -108,14 +132,16 @@ impl Layout {
             self.checkpoint_bytes,
             self.meta_bytes,
             self.data_offset,
+            self.checksums_offset,
         ];
         all.iter().all(|v| v.is_multiple_of(block) && *v < limit)
             && self.journal_offset >= JOURNAL_OFFSET
             && self.journal_offset + ring <= self.checkpoint_x_offset
             && self.checkpoint_x_offset + self.checkpoint_bytes <= self.checkpoint_y_offset
             && self.checkpoint_y_offset + self.checkpoint_bytes <= self.meta_bytes
+            && (self.checksums_offset == 0 || self.checksums_offset >= self.meta_bytes)
             && (self.data_offset == 0
-                || (self.data_offset >= self.meta_bytes
+                || (self.data_offset >= self.end(capacity)
                     && self.data_offset.is_multiple_of(DATA_ALIGN_BYTES)))
     }
 }

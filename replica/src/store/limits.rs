@@ -39,6 +39,9 @@ pub const LAZY_ITEMS_MAX: usize = 4096;
 /// the entries of the window. What comes above it is answered [`super::StoreError::Busy`].
 pub const CALLS_MAX: usize = 4096;
 
+/// Pages of checksums of extents outside the activity log that are kept: 4 MiB.
+pub const COLD_PAGES_MAX: usize = 1024;
+
 /// Maps kept per volume: need, limbo, allocated and one dirty map per member.
 pub const MAPS: usize = 3 + MEMBERS_MAX;
 

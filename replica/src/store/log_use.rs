@@ -57,9 +57,12 @@ impl Store {
     }
 
     fn set_pinned(&mut self, number: u32) {
-        if let Some(running) = self.running.get(number) {
-            running.pinned = true;
-        }
+        let Some(running) = self.running.get(number) else {
+            return;
+        };
+        running.pinned = true;
+        let extent = running.range.start.extent();
+        self.want_checksums(number, extent);
     }
 
     /// L2: lets a batch of extents leave. Their maps go into the journal before their AL-del (d),
@@ -73,9 +76,15 @@ impl Store {
         };
         let (tidx, flushed) = (self.tidx(), self.flushed);
         self.evicted.clear();
-        let flush_helps = self
-            .log
-            .evict(batch, look_at, tidx, flushed, &mut self.evicted);
+        let mut sums = self.checksums.as_deref_mut();
+        let mut saved = |extent| sums.as_mut().is_none_or(|sums| sums.may_leave(extent));
+        let flush_helps = self.log.evict(
+            batch,
+            look_at,
+            (tidx, flushed),
+            &mut saved,
+            &mut self.evicted,
+        );
         for extent in &self.evicted {
             for map in self.maps.changed_of(*extent) {
                 if mutant::on(Mutant::MapsNotEvicted) {
@@ -84,6 +93,9 @@ impl Store {
                 self.journal.push(Item::Map(map, *extent));
             }
             self.journal.push(Item::AlDel(*extent));
+            if let Some(sums) = self.checksums.as_deref_mut() {
+                sums.cooled(*extent);
+            }
             self.counters.al_evictions += 1;
             mark::reached(Mark::LogEvicted);
         }

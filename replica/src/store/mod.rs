@@ -40,6 +40,7 @@ mod bytes;
 mod changes;
 mod check;
 mod checkpoint;
+mod checksums;
 mod commit;
 mod disk;
 mod format;
@@ -57,6 +58,7 @@ mod record;
 mod rules;
 mod space;
 mod state;
+mod sums_use;
 mod superblock;
 mod window;
 

@@ -10,6 +10,7 @@ use super::activity_log::ActivityLog;
 use super::api::{Counters, FailCause, LeaseGrant, StoreEvent};
 use super::changes::Running;
 use super::checkpoint::{Checkpoint, Phase};
+use super::checksums::Checksums;
 use super::disk::{DiskError, DiskTag, StoreOut};
 use super::image::{Image, Report};
 use super::journal::Journal;
@@ -57,7 +58,7 @@ pub struct Opened {
 /// Why a store cannot be opened. The metadata is as it was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OpenError {
-    /// No buffer is free (256 KiB are needed).
+    /// No buffer is free (256 KiB are needed, 384 KiB with checksums).
     Buffers,
     /// Neither superblock copy is valid.
     Superblocks {
@@ -140,6 +141,8 @@ pub enum OpenStep {
 enum Stage {
     Reading(Inspect),
     Words(Box<Image>, u64),
+    /// B2: the pages of what the activity log held are voided.
+    Voiding(Box<Store>, Opened),
     Writing(Box<Store>, Opened),
     Over,
 }
@@ -196,15 +199,18 @@ impl Opening {
                     return step;
                 }
             },
-            Stage::Writing(mut store, opened) => {
-                let first = out.events.len();
-                store.disk_done(tag, result, data, out);
-                if let Some(cause) = store.failure() {
-                    out.events.retain(|e| *e != StoreEvent::Failed { cause });
+            Stage::Voiding(mut store, opened) => {
+                if let Err(error) = advance(&mut store, (tag, result), data, out) {
                     store.close(data);
-                    return OpenStep::Failed(OpenError::Write(cause));
+                    return OpenStep::Failed(error);
                 }
-                debug_assert!(out.events.len() == first, "an opening store has no callers");
+                self.void_or_write(store, opened, data, out);
+            }
+            Stage::Writing(mut store, opened) => {
+                if let Err(error) = advance(&mut store, (tag, result), data, out) {
+                    store.close(data);
+                    return OpenStep::Failed(error);
+                }
                 if store.checkpoint.phase == Phase::Idle {
                     return OpenStep::Done(store, opened);
                 }
@@ -230,9 +236,8 @@ impl Opening {
             }
         };
         match begin(self.params, *image, next_seq, words, self.buf, data) {
-            Ok((mut store, opened)) => {
-                store.begin_checkpoint(data, out);
-                self.stage = Stage::Writing(store, opened);
+            Ok((store, opened)) => {
+                self.void_or_write(store, opened, data, out);
                 OpenStep::Working
             }
             Err(error) => {
@@ -242,14 +247,50 @@ impl Opening {
         }
     }
 
+    /// B2: a power loss empties the activity log. What its extents have for checksums on the disk is
+    /// gone before the superblock says so.
+    fn void_or_write(
+        &mut self,
+        mut store: Box<Store>,
+        opened: Opened,
+        data: &mut dyn Buffers,
+        out: &mut StoreOut,
+    ) {
+        let voided = mutant::on(Mutant::ChecksumsNotVoided) || store.is_checksums_saved();
+        if opened.newly_tainted && !voided {
+            store.start_checksums(data, out);
+            self.stage = Stage::Voiding(store, opened);
+        } else {
+            store.begin_checkpoint(data, out);
+            self.stage = Stage::Writing(store, opened);
+        }
+    }
+
     /// Gives the buffers back when an opening is given up.
     pub fn close(self, data: &mut dyn Buffers) {
         match self.stage {
             Stage::Reading(_) | Stage::Words(..) => data.release(self.buf.buf),
-            Stage::Writing(store, _) => store.close(data),
+            Stage::Voiding(store, _) | Stage::Writing(store, _) => store.close(data),
             Stage::Over => (),
         }
     }
+}
+
+/// A completion of a store that is being opened and has no callers yet.
+fn advance(
+    store: &mut Store,
+    (tag, result): (DiskTag, Result<(), DiskError>),
+    data: &mut dyn Buffers,
+    out: &mut StoreOut,
+) -> Result<(), OpenError> {
+    let first = out.events.len();
+    store.disk_done(tag, result, data, out);
+    if let Some(cause) = store.failure() {
+        out.events.retain(|e| *e != StoreEvent::Failed { cause });
+        return Err(OpenError::Write(cause));
+    }
+    debug_assert!(out.events.len() == first, "an opening store has no callers");
+    Ok(())
 }
 
 fn map_words(image: &Image) -> MapWords {
@@ -300,6 +341,11 @@ fn begin(
     let newly_tainted = !resumed && !clean && !mutant::on(Mutant::UntaintedRestart);
     mark::reached_if(resumed, Mark::WindowResumed);
     mark::reached_if(!resumed && clean, Mark::SealedStart);
+    let void = if image.superblock.layout.checksums_offset == 0 {
+        BTreeSet::new()
+    } else {
+        image.activity_log.clone()
+    };
     if newly_tainted {
         mark::reached(Mark::WindowLost);
         image.taint();
@@ -332,6 +378,7 @@ fn begin(
         &image,
         next_seq,
         (window, maps, provisioned),
+        void,
         buf,
         data,
     )?;
@@ -425,11 +472,30 @@ fn start_afresh(
     (window, maps)
 }
 
+fn checksums(
+    image: &Image,
+    void: BTreeSet<ExtentNo>,
+    zero: BufSlice,
+    data: &mut dyn Buffers,
+) -> Result<Option<Box<Checksums>>, OpenError> {
+    if image.superblock.layout.checksums_offset == 0 {
+        return Ok(None);
+    }
+    let load = data.alloc(META_IO_BYTES_MAX).ok_or(OpenError::Buffers)?;
+    let Some(save) = data.alloc(META_IO_BYTES_MAX) else {
+        data.release(load.buf);
+        return Err(OpenError::Buffers);
+    };
+    let sums = Checksums::new([load, save], zero, void, data);
+    Ok(Some(Box::new(sums)))
+}
+
 fn build(
     params: OpenParams,
     image: &Image,
     next_seq: u64,
     (window, maps, provisioned): (Window, Maps, ChunkMap),
+    void: BTreeSet<ExtentNo>,
     buf: BufSlice,
     data: &mut dyn Buffers,
 ) -> Result<Box<Store>, OpenError> {
@@ -452,6 +518,14 @@ fn build(
         return Err(OpenError::Buffers);
     };
     data.bytes_mut(zero).fill(0);
+    let checksums = match checksums(image, void, zero, data) {
+        Ok(checksums) => checksums,
+        Err(error) => {
+            data.release(journal_buf.buf);
+            data.release(zero.buf);
+            return Err(error);
+        }
+    };
     let mut superblock = image.superblock;
     superblock.facts = image.facts;
     Ok(Box::new(Store {
@@ -490,6 +564,7 @@ fn build(
         free_extents: u64::from(ExtentNo::count_for(image.facts.capacity)),
         failed_ranges,
         zero,
+        checksums,
         coming: MemberSet::EMPTY,
         failure: None,
         counters: Counters::default(),

@@ -14,8 +14,15 @@ use trilith_block::{BlockRange, Blocks, BufSlice, Buffers};
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reading {
     token: Token,
+    /// Operations and pages of checksums that it waits for.
     parts: u32,
     error: Option<DiskError>,
+    pub(crate) range: BlockRange,
+    buf: BufSlice,
+    /// A change of its blocks ran beside it.
+    pub(crate) raced: bool,
+    /// Extents of its range, counted from the first, whose checksums it holds.
+    pub(crate) pinned: u8,
 }
 
 impl Store {
@@ -41,12 +48,17 @@ impl Store {
         if self.reads.len() - self.reads_free.len() >= super::limits::CALLS_MAX {
             return Err(StoreError::Busy);
         }
+        let reading = Reading {
+            token,
+            parts: 0,
+            error: None,
+            range,
+            buf,
+            raced: false,
+            pinned: 0,
+        };
         let number = self.reads_free.pop().unwrap_or_else(|| {
-            self.reads.push(Reading {
-                token,
-                parts: 0,
-                error: None,
-            });
+            self.reads.push(reading);
             u32::try_from(self.reads.len() - 1).unwrap_or(u32::MAX)
         });
         let mut parts = 0;
@@ -81,12 +93,16 @@ impl Store {
         if holes > 0 {
             self.zero_holes(range, buf, data);
         }
-        if let Some(reading) = self.reads.get_mut(usize::try_from(number).unwrap_or(0)) {
-            *reading = Reading {
-                token,
-                parts,
-                error: None,
-            };
+        let at = usize::try_from(number).unwrap_or(0);
+        if let Some(place) = self.reads.get_mut(at) {
+            *place = Reading { parts, ..reading };
+        }
+        let pages = self.want_read_checksums(number, range);
+        if let Some(reading) = self.reads.get_mut(at) {
+            reading.parts += pages;
+        }
+        if pages > 0 {
+            self.start_checksums(data, out);
         }
         Ok(())
     }
@@ -130,7 +146,7 @@ impl Store {
         &mut self,
         number: u64,
         result: Result<(), DiskError>,
-        _data: &mut dyn Buffers,
+        data: &mut dyn Buffers,
         out: &mut StoreOut,
     ) {
         let Some(reading) = usize::try_from(number)
@@ -147,11 +163,20 @@ impl Store {
             reading.error = Some(error);
         }
         if reading.parts == 0 {
-            let result = reading.error.map_or(Ok(false), Err);
-            out.event(StoreEvent::ReadDone {
-                token: reading.token,
-                result,
-            });
+            let Reading {
+                token,
+                error,
+                range,
+                buf,
+                raced,
+                pinned,
+                ..
+            } = *reading;
+            // Where the device gave nothing there is nothing to judge.
+            let skip = raced || error.is_some();
+            let verified = self.verify((range, buf), (skip, pinned), data);
+            let result = error.map_or(verified.map(|()| false), Err);
+            out.event(StoreEvent::ReadDone { token, result });
             self.reads_free
                 .push(u32::try_from(number).unwrap_or(u32::MAX));
         }

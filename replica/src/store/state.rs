@@ -7,6 +7,7 @@ use super::api::{Counters, FailCause, LeaseGrant, MapName, StoreError, StoreEven
 use super::barriers::{Barrier, Queued};
 use super::changes::Running;
 use super::checkpoint::Checkpoint;
+use super::checksums::Checksums;
 use super::disk::{DiskError, DiskOp, DiskTag, FileRole, StoreOut};
 use super::journal::Journal;
 use super::limits::{CALLS_MAX, LAZY_ITEMS_MAX, MAPS};
@@ -16,6 +17,7 @@ use super::reads::Reading;
 use super::record::{Item, MapId};
 use super::superblock::{Facts, Superblock};
 use super::window::Window;
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use core::ops::Bound;
@@ -39,6 +41,8 @@ pub(crate) enum Purpose {
     Provision,
     Ahead,
     Read,
+    LoadSums,
+    SaveSums,
 }
 
 impl Purpose {
@@ -51,6 +55,9 @@ impl Purpose {
             Purpose::Provision => 5,
             Purpose::Ahead => 6,
             Purpose::Read => 7,
+            // 8 and 9 are those of an opening and of a format.
+            Purpose::LoadSums => 10,
+            Purpose::SaveSums => 11,
         };
         DiskTag(kind << TAG_SHIFT | number)
     }
@@ -65,6 +72,8 @@ impl Purpose {
             5 => Purpose::Provision,
             6 => Purpose::Ahead,
             7 => Purpose::Read,
+            10 => Purpose::LoadSums,
+            11 => Purpose::SaveSums,
             _ => return None,
         };
         Some((purpose, number))
@@ -138,6 +147,8 @@ pub struct Store {
     /// Ranges of entries that failed and are not repaired (M3).
     pub(crate) failed_ranges: Vec<BlockRange>,
     pub(crate) zero: BufSlice,
+    /// Checksums of the blocks, when the volume was made with them.
+    pub(crate) checksums: Option<Box<Checksums>>,
     /// Members of configurations that are on their way into the journal.
     pub(crate) coming: MemberSet,
     pub(crate) failure: Option<FailCause>,
@@ -167,6 +178,8 @@ impl Store {
             Purpose::Provision => self.provision_done(number, result, data, out),
             Purpose::Ahead => self.ahead_done(result),
             Purpose::Read => self.read_done(number, result, data, out),
+            Purpose::LoadSums => self.checksums_loaded(number, result, data, out),
+            Purpose::SaveSums => self.checksums_saved(result, out),
         }
         self.pump(data, out);
     }
@@ -191,6 +204,7 @@ impl Store {
         }
         self.retry_full_log(data, out);
         self.step_queue(data, out);
+        self.start_checksums(data, out);
         self.start_flush(out);
         self.commit(data, out);
         self.end_drains(out);
@@ -201,6 +215,9 @@ impl Store {
         self.release_running(data);
         while let Some(queued) = self.queue.pop_front() {
             queued.release(data);
+        }
+        for buf in self.checksums.iter().flat_map(|sums| sums.buffers()) {
+            data.release(buf.buf);
         }
         for buf in [self.journal.buf, self.checkpoint.buf, self.zero] {
             data.release(buf.buf);

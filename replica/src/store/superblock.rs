@@ -13,15 +13,18 @@ use trilith_block::{
 /// First bytes of a superblock: "TRILITH\0".
 pub(crate) const SUPERBLOCK_MAGIC: u64 = u64::from_le_bytes(*b"TRILITH\0");
 /// Newest format that this build writes. It reads all up to this one.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 /// Format of a volume whose configuration was never changed: builds that know no other read it.
 pub const FORMAT_VERSION_FIRST: u32 = 1;
+/// Format of a volume whose configuration was changed, without checksums.
+pub(crate) const FORMAT_VERSION_CHANGED: u32 = 2;
 /// Generation of the configuration that a volume is made with.
 pub const GENERATION_FIRST: u64 = 1;
 
 const CRC_AT: usize = 12;
 const FLAG_TAINTED: u16 = 1;
 const FLAG_VOLATILE_CACHE: u16 = 2;
+const FLAG_CHECKSUMS: u16 = 4;
 const FLAG_SEALED: u16 = 8;
 const FLAG_FLUSH_FAILED: u16 = 16;
 const CFG_OLD_AT: usize = 160;
@@ -174,10 +177,11 @@ impl Superblock {
         b.fill(0);
         put(b, 0, &SUPERBLOCK_MAGIC.to_le_bytes());
         let first = f.cfg_gen == GENERATION_FIRST && f.membership().is_simple();
-        let version = if first {
-            FORMAT_VERSION_FIRST
-        } else {
-            FORMAT_VERSION
+        let checksums = self.layout.checksums_offset != 0;
+        let version = match (checksums, first) {
+            (true, _) => FORMAT_VERSION,
+            (false, false) => FORMAT_VERSION_CHANGED,
+            (false, true) => FORMAT_VERSION_FIRST,
         };
         put(b, 8, &version.to_le_bytes());
         put(b, 16, &self.seq.to_le_bytes());
@@ -187,6 +191,7 @@ impl Superblock {
         b[57] = 1;
         let flags = (u16::from(f.tainted) * FLAG_TAINTED)
             | (u16::from(f.volatile_cache) * FLAG_VOLATILE_CACHE)
+            | (u16::from(checksums) * FLAG_CHECKSUMS)
             | (u16::from(f.sealed) * FLAG_SEALED)
             | (u16::from(f.flush_failed) * FLAG_FLUSH_FAILED);
         put(b, 58, &flags.to_le_bytes());
@@ -231,6 +236,7 @@ impl Superblock {
             (552, l.checkpoint_bytes),
             (560, l.meta_bytes),
             (568, l.data_offset),
+            (576, l.checksums_offset),
         ] {
             put(b, at, &v.to_le_bytes());
         }
@@ -286,8 +292,13 @@ impl Superblock {
             checkpoint_bytes: u64_at(b, 552),
             meta_bytes: u64_at(b, 560),
             data_offset: u64_at(b, 568),
+            checksums_offset: u64_at(b, 576),
         };
-        if !layout.is_sound(&geometry) {
+        let flagged = u16_at(b, 58) & FLAG_CHECKSUMS != 0;
+        if flagged != (layout.checksums_offset != 0) {
+            return Err(field(576));
+        }
+        if !layout.is_sound(&geometry, facts.capacity) {
             return Err(field(528));
         }
         let checkpoint_blocks = u32_at(b, 516);

@@ -154,6 +154,7 @@ impl Rig {
             same_device: false,
             zero_data: false,
             volatile_cache: true,
+            checksums: false,
         };
         let mut out = StoreOut::new();
         let mut format = Format::new(&params, &mut self.arena, &mut out).expect("valid parameters");

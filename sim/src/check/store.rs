@@ -1,5 +1,5 @@
 //! What a replica does to its disk and to its durable state, watched from outside, operation by
-//! operation: J1, J3, F1, F2, L1, L2, V3, R5, R7, D1, C3, C22, 5.1, 5.4. A broken rule is seen at once,
+//! operation: J1, J3, B1, F1, F2, L1, L2, V3, R5, R7, D1, C3, C22, 5.1, 5.4. A broken rule is seen at once,
 //! long before a run meets the crash that would make it matter.
 
 use crate::cluster::Cluster;
@@ -31,6 +31,7 @@ pub struct Watch {
     /// Term of the last PROMISE sent.
     promised: Term,
     journal_writes: u64,
+    checksum_pages: u64,
     /// What others had dirty when this replica was told to start: what its join must bring.
     expected: BTreeMap<MemberId, ChunkMap>,
 }
@@ -141,6 +142,41 @@ impl Watch {
             | Operation::Allocate { .. }
             | Operation::Flush { .. } => None,
         }
+    }
+
+    /// 2.5: as long as no disk has changed anything by itself, no block may be found rotten. B1: what
+    /// the disk has for checksums of an extent outside the durable log is what its blocks have.
+    fn check_checksums(&mut self, disk: &Disk, store: &Store) -> Option<String> {
+        if store.counters().reads_rotten > 0 {
+            return Some("2.5: a block is found rotten on a sound disk".into());
+        }
+        let layout = store.superblock().layout;
+        let counters = store.counters();
+        let saves = counters.checksum_pages + counters.journal_writes;
+        if layout.checksums_offset == 0 || saves == self.checksum_pages {
+            return None;
+        }
+        self.checksum_pages = saves;
+        let capacity = store.facts().capacity;
+        for extent in (0..ExtentNo::count_for(capacity)).map(ExtentNo) {
+            if store.is_logged(extent) {
+                continue;
+            }
+            let page = page_of(disk, layout.checksums_offset + u64::from(extent.0) * BLOCK);
+            for (place, raw) in page.chunks_exact(4).enumerate() {
+                let sum = raw.try_into().map_or(0, u32::from_le_bytes);
+                let offset = extent.byte_offset() + place as u64 * BLOCK;
+                if sum == 0 || offset >= capacity {
+                    continue;
+                }
+                let mut block = [0; PAGE];
+                disk.peek(File::Data, layout.data_offset + offset, &mut block);
+                if sum != crc32c::crc32c(&block).max(1) {
+                    return Some(format!("B1: checksum {place} of {extent:?} is another"));
+                }
+            }
+        }
+        None
     }
 
     /// L2: what a power loss may take or may leave behind is in the log or in the maps.
@@ -265,6 +301,9 @@ impl Cluster {
             why = Some("F2: it goes on after a failed flush".to_string());
         }
         if let Some(disk) = self.hosts[host].disk.as_ref() {
+            if !self.scrubs.has_rotted() {
+                why = why.or_else(|| watch.check_checksums(disk, store));
+            }
             why = why.or_else(|| watch.check_log(disk, store));
             if let Some(before) = before {
                 why = why.or_else(|| watch.check_flushed(disk, &before, &facts));

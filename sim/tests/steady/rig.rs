@@ -140,6 +140,7 @@ fn formatted(index: usize, memory: &mut Memory) -> Disk {
         same_device: false,
         zero_data: false,
         volatile_cache: true,
+        checksums: false,
         newcomer: false,
     };
     let mut disk = Disk::new(META_BYTES, usize::try_from(CAPACITY).unwrap());

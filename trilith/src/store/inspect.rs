@@ -156,6 +156,8 @@ pub(super) fn show(path: &Path) -> anyhow::Result<Exit> {
         format!("{} of {}", facts.member, members(facts.voters)),
     )?;
     line("state", state.to_owned())?;
+    let checksums = image.superblock.layout.checksums_offset != 0;
+    line("checksums", if checksums { "yes" } else { "no" }.to_owned())?;
     line(
         "term",
         format!("{}, voted for {}", facts.term.0, facts.voted),

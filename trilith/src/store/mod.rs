@@ -33,6 +33,7 @@ fn format_store(args: &FormatArgs) -> anyhow::Result<Exit> {
         capacity: args.size,
         replacement: args.replacement,
         newcomer: None,
+        checksums: args.checksums,
     };
     if args.path.exists() && !args.path.is_dir() {
         format::device(&mut turns, &args.path, &new)?;
@@ -75,6 +76,7 @@ mod tests {
             capacity: 64 << 20,
             replacement: false,
             newcomer: None,
+            checksums: false,
         };
         format::directory(&mut turns, dir, &new).unwrap();
         let again = format::directory(&mut turns, dir, &new).unwrap_err();

@@ -52,6 +52,8 @@ pub(crate) struct Wanted {
     pub(crate) replicas: Option<usize>,
     /// Its name.
     pub(crate) name: Option<String>,
+    /// It is made with checksums.
+    pub(crate) checksums: bool,
 }
 
 impl Config {
@@ -114,6 +116,7 @@ impl Config {
                 size_bytes: args.size,
                 replicas: args.replicas,
                 name: args.name,
+                checksums: args.checksums,
             },
         })
     }

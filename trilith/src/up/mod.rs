@@ -152,6 +152,7 @@ fn find_or_make(config: &Config) -> anyhow::Result<State> {
         replicas,
         change: None,
         last_number: None,
+        checksums: config.wanted.checksums,
         formatted: false,
         attach_epoch: 0,
         engine: None,
@@ -192,6 +193,10 @@ fn agree(state: &State, wanted: &Wanted) -> anyhow::Result<()> {
             "expected --name {made}, as it was made, or none; found {name}"
         );
     }
+    ensure!(
+        state.checksums || !wanted.checksums,
+        "expected no --checksums: the volume was made without them"
+    );
     Ok(())
 }
 
@@ -210,6 +215,7 @@ fn format_replicas(turns: &mut Loop, state: &mut State) -> anyhow::Result<()> {
             capacity: state.size_bytes,
             replacement: false,
             newcomer: None,
+            checksums: state.checksums,
         };
         format::directory(turns, &dir, &new)
             .with_context(|| format!("format replica {member} in {}", dir.display()))?;
@@ -306,6 +312,7 @@ mod tests {
                 .collect(),
             change: None,
             last_number: None,
+            checksums: false,
             formatted: true,
             attach_epoch: 0,
             engine: None,
@@ -322,6 +329,7 @@ mod tests {
             size_bytes: Some(1 << 30),
             replicas: Some(3),
             name: Some("vol".into()),
+            checksums: false,
         };
         assert!(agree(&state, &same).is_ok());
         for (wanted, text) in [
@@ -345,6 +353,13 @@ mod tests {
                     ..same.clone()
                 },
                 "expected --name vol",
+            ),
+            (
+                Wanted {
+                    checksums: true,
+                    ..same.clone()
+                },
+                "expected no --checksums",
             ),
         ] {
             let error = agree(&state, &wanted).unwrap_err().to_string();

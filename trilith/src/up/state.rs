@@ -35,6 +35,8 @@ struct File {
     /// Version 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     last_number: Option<usize>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    checksums: bool,
     formatted: bool,
     attach_epoch: u64,
     engine: Option<String>,
@@ -96,6 +98,8 @@ pub(crate) struct State {
     /// Number given to a new replica last; absent while the replicas are those that the volume was
     /// made with.
     pub(crate) last_number: Option<usize>,
+    /// Replicas are made with checksums of their blocks.
+    pub(crate) checksums: bool,
     /// All replicas have been formatted once. A directory that is missing after that is a replica
     /// that was lost, not one to be made quietly.
     pub(crate) formatted: bool,
@@ -191,6 +195,7 @@ impl State {
             replicas,
             change: file.change,
             last_number: file.last_number,
+            checksums: file.checksums,
             formatted: file.formatted,
             attach_epoch: file.attach_epoch,
             engine: file.engine.as_deref().map(uuid).transpose()?,
@@ -216,6 +221,7 @@ impl State {
             members: members.filter(|_| !first).collect(),
             change: self.change,
             last_number: self.last_number,
+            checksums: self.checksums,
             formatted: self.formatted,
             attach_epoch: self.attach_epoch,
             engine: self.engine.map(|engine| engine.to_string()),
@@ -341,6 +347,7 @@ mod tests {
             replicas: (0..3).map(|m| replica(m, 2)).collect(),
             change: None,
             last_number: None,
+            checksums: false,
             formatted: true,
             attach_epoch: 7,
             engine: Some(Uuid([5; 16])),
@@ -359,6 +366,7 @@ mod tests {
                 engine: None,
                 loss: None,
                 formatted: false,
+                checksums: true,
                 ..state()
             },
         ] {

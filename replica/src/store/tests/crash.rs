@@ -272,9 +272,13 @@ fn recover(disk: disk::TestDisk, model: &Model, depth: u32, random: &mut Random)
     }
 }
 
-fn run(seed: u64, steps: u32) {
+fn run(seed: u64, steps: u32, checksums: bool) {
     let mut random = Random(seed);
-    let mut world = World::new();
+    let mut world = if checksums {
+        World::with_checksums()
+    } else {
+        World::new()
+    };
     let mut model = Model::default();
     for step in 0..steps {
         act(&mut world, &mut model, &mut random);
@@ -318,7 +322,15 @@ fn run(seed: u64, steps: u32) {
 #[test]
 fn promises_hold_over_power_loss_at_every_step_and_again_during_recovery() {
     for seed in 0..3 {
-        run(seed, 40);
+        run(seed, 40, false);
+    }
+}
+
+/// The same with checksums: a stale one would make a read fail.
+#[test]
+fn checksums_are_those_of_the_data_over_power_loss_at_every_step() {
+    for seed in 10..13 {
+        run(seed, 40, true);
     }
 }
 

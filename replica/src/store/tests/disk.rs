@@ -191,6 +191,12 @@ impl TestDisk {
         self.data_view.get(&block).copied().unwrap_or(0)
     }
 
+    /// The device changes a block by itself.
+    pub(super) fn rot(&mut self, block: u64, stamp: u64) {
+        self.data.insert(block, stamp);
+        self.data_view.insert(block, stamp);
+    }
+
     /// Flips a bit of the metadata, durably.
     pub(super) fn flip(&mut self, byte: u64, bit: u8) {
         let unit = byte / UNIT as u64;

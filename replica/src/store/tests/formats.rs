@@ -404,7 +404,9 @@ fn arbitrary_blocks_and_volumes_never_panic() {
 fn layouts_have_room_for_the_worst_checkpoint() {
     for (capacity, same) in [(4096, false), (1 << 40, true), (16 << 40, false)] {
         let layout = Layout::new(&Geometry::DEFAULT, capacity, 7, same);
-        assert!(layout.is_sound(&Geometry::DEFAULT), "{layout:?}");
+        assert!(layout.is_sound(&Geometry::DEFAULT, capacity), "{layout:?}");
+        let layout = layout.with_checksums(capacity);
+        assert!(layout.is_sound(&Geometry::DEFAULT, capacity), "{layout:?}");
     }
     assert!(Geometry::DEFAULT.is_valid() && Geometry::TINY.is_valid() && SMALL.is_valid());
     let small = Geometry {

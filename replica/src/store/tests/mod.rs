@@ -13,6 +13,7 @@ use trilith_block::{
 
 mod barriers;
 mod behaviour;
+mod checksums;
 mod crash;
 mod crash_steps;
 mod disk;
@@ -219,6 +220,7 @@ fn params() -> FormatParams {
         same_device: false,
         zero_data: false,
         volatile_cache: true,
+        checksums: false,
     }
 }
 

@@ -124,6 +124,15 @@ impl World {
         open(formatted(&params), &TestWords::new(), BOOT).unwrap()
     }
 
+    /// A volume with checksums.
+    pub(super) fn with_checksums() -> World {
+        let params = FormatParams {
+            checksums: true,
+            ..params()
+        };
+        open(formatted(&params), &TestWords::new(), BOOT).unwrap()
+    }
+
     /// Takes operations and events out.
     pub(super) fn drain(&mut self) {
         for (tag, op) in self.out.ops.drain(..) {
@@ -217,43 +226,37 @@ impl World {
 
     /// What the store reads from a block.
     pub(super) fn read(&mut self, block: u64) -> u64 {
+        self.try_read(block).unwrap()
+    }
+
+    /// The same, or why not.
+    pub(super) fn try_read(&mut self, block: u64) -> Result<u64, DiskError> {
         let buf = self.buffers.alloc(4096).unwrap();
         let at = range(block, 1);
+        let token = Token(u64::MAX);
         self.store
-            .read(Token(u64::MAX), at, buf, &mut self.buffers, &mut self.out)
+            .read(token, at, buf, &mut self.buffers, &mut self.out)
             .unwrap();
         self.drain();
-        let mut zero = None;
-        while zero.is_none() {
-            let done = self.events.iter().position(|e| {
-                matches!(
-                    e,
-                    StoreEvent::ReadDone {
-                        token: Token(u64::MAX),
-                        ..
-                    }
-                )
-            });
-            if let Some(at) = done {
-                if let StoreEvent::ReadDone { result, .. } = self.events.remove(at) {
-                    zero = Some(result.unwrap());
-                }
-            } else {
-                let at = self
-                    .inflight
-                    .iter()
-                    .rposition(|s| matches!(s.op, DiskOp::Read { .. }));
-                self.complete(at.unwrap());
+        let result = loop {
+            let done = self
+                .events
+                .iter()
+                .position(|e| matches!(e, StoreEvent::ReadDone { token: t, .. } if *t == token));
+            if let Some(at) = done
+                && let StoreEvent::ReadDone { result, .. } = self.events.remove(at)
+            {
+                break result;
             }
-        }
+            let is_read = |s: &Submitted| matches!(s.op, DiskOp::Read { .. });
+            let at = self.inflight.iter().rposition(is_read);
+            self.complete(at.unwrap());
+        };
         let mut raw = [0u8; 8];
         raw.copy_from_slice(&self.buffers.bytes(buf)[..8]);
         self.buffers.release(buf.buf);
-        if zero == Some(true) {
-            0
-        } else {
-            u64::from_le_bytes(raw)
-        }
+        let value = |zero| if zero { 0 } else { u64::from_le_bytes(raw) };
+        result.map(value)
     }
 
     /// The process dies; writes in flight land (K1); the next process opens.

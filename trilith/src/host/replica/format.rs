@@ -32,6 +32,8 @@ pub(crate) struct New {
     pub(crate) replacement: bool,
     /// It replaces another one in a volume that is served: who votes when it has its place.
     pub(crate) newcomer: Option<MemberSet>,
+    /// Its blocks have checksums on the disk.
+    pub(crate) checksums: bool,
 }
 
 /// A loop to make a store with, which ends at a signal.
@@ -81,7 +83,7 @@ pub(crate) fn directory(turns: &mut Loop, dir: &Path, new: &New) -> anyhow::Resu
     let meta = open(META_NEW)?;
     meta.set_len(0)?;
     let params = params(new, false)?;
-    meta.set_len(params.layout().meta_bytes)?;
+    meta.set_len(params.layout().end(new.capacity))?;
     meta.allocate(0, params.layout().meta_bytes)?;
     data.sync()?;
     let (meta, data) = (turns.io().adopt(meta)?, turns.io().adopt(data)?);
@@ -123,9 +125,7 @@ struct Params(FormatParams);
 
 impl Params {
     fn layout(&self) -> trilith_replica::store::Layout {
-        let peers = self.0.voters.count().saturating_sub(1);
-        let same = self.0.same_device;
-        trilith_replica::store::Layout::new(&self.0.geometry, self.0.capacity, peers, same)
+        self.0.layout()
     }
 }
 
@@ -157,6 +157,7 @@ fn params(new: &New, device: bool) -> anyhow::Result<Params> {
         // What a device holds is not known; a new file reads zero.
         zero_data: device,
         volatile_cache: true,
+        checksums: new.checksums,
     }))
 }
 
@@ -188,7 +189,7 @@ fn format(turns: &mut Loop, params: &Params, disk: StoreDisk) -> anyhow::Result<
             None => turns.turn(&mut formatter, Duration::MAX)?,
             Some(Ok(())) => return Ok(()),
             Some(Err(DiskError::NoSpace)) => bail!("no space left"),
-            Some(Err(DiskError::Io)) => bail!("the device cannot be written"),
+            Some(Err(DiskError::Io | DiskError::Checksum)) => bail!("the device cannot be written"),
         }
     }
 }

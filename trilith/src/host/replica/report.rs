@@ -32,7 +32,7 @@ fn operations(latencies: &Latencies) -> [(&'static str, &Histogram); 5] {
     ]
 }
 
-fn counters(status: &Status) -> [(&'static str, &'static str, u64); 26] {
+fn counters(status: &Status) -> [(&'static str, &'static str, u64); 28] {
     let (c, s) = (&status.counters, &status.store);
     [
         ("trilith_replica_sessions", "Sessions welcomed", c.sessions),
@@ -123,6 +123,16 @@ fn counters(status: &Status) -> [(&'static str, &'static str, u64); 26] {
             "trilith_replica_read_bytes",
             "Bytes read from the data",
             s.bytes_read,
+        ),
+        (
+            "trilith_replica_reads_rotten",
+            "Reads that found a block that is not what was written there",
+            s.reads_rotten,
+        ),
+        (
+            "trilith_replica_checksum_pages",
+            "Pages of checksums read and written",
+            s.checksum_pages,
         ),
         (
             "trilith_replica_extents_allocated",

@@ -1,0 +1,92 @@
+//! A device that changes bytes by itself: with checksums nobody is given them.
+
+use anyhow::{Context, Result, ensure};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use trilith_e2e::cluster::{run, succeed, trilith};
+use trilith_e2e::{Cluster, Options};
+
+const BLOCK: u64 = 4096;
+const BLOCKS: u64 = 64;
+/// The chunk written last is compared at the start, and a copy of it that is bad holds the volume up.
+const ROTTEN: u64 = 48;
+
+fn fill(block: u64) -> [u8; 4096] {
+    let mut bytes = [0x5a; 4096];
+    bytes[..8].copy_from_slice(&(block + 1).to_le_bytes());
+    bytes
+}
+
+/// What a metric of a replica says.
+fn metric(cluster: &Cluster, member: usize, name: &str) -> Result<u64> {
+    let socket = cluster
+        .data()
+        .join(format!("run/replica-{member}.admin"))
+        .display()
+        .to_string();
+    let args = ["-sS", "--unix-socket", &socket, "http://localhost/metrics"];
+    let text = succeed("curl", &args)?;
+    let line = text
+        .lines()
+        .find(|line| line.starts_with(name))
+        .with_context(|| format!("{name} in {text}"))?;
+    let value = line.rsplit(' ').next().unwrap_or_default();
+    value.parse().with_context(|| line.to_owned())
+}
+
+#[test]
+fn rotten_blocks_of_a_replica_are_read_from_another() -> Result<()> {
+    let mut cluster = Cluster::start(Options {
+        size: "64MiB".to_owned(),
+        more: vec!["--checksums".to_owned()],
+        ..Options::default()
+    })?;
+    let mut client = cluster.client()?;
+    for block in 0..BLOCKS {
+        ensure!(client.write(block * BLOCK, &fill(block))?.is_ok());
+    }
+    drop(client);
+    cluster.wait_state("healthy")?;
+    cluster.stop()?;
+    // Each block rots on one replica or another.
+    for member in 0..3usize {
+        let path = cluster.replica_dir(member).join("vol.data");
+        let data = File::options().write(true).open(path)?;
+        for block in (0..ROTTEN).filter(|b| b % 3 == member as u64) {
+            data.write_all_at(&[0xff], block * BLOCK + 100)?;
+        }
+        data.sync_all()?;
+    }
+    cluster.up()?;
+    cluster.wait_state("healthy")?;
+    let mut client = cluster.client()?;
+    for _ in 0..3 {
+        for block in 0..BLOCKS {
+            let found = client.read(block * BLOCK, 4096)?;
+            ensure!(found == Ok(fill(block).to_vec()), "block {block}");
+        }
+    }
+    drop(client);
+    let mut found = 0;
+    for member in 0..3 {
+        found += metric(&cluster, member, "trilith_replica_reads_rotten")?;
+    }
+    ensure!(found > 0, "nobody has read a rotten block");
+    cluster.stop()
+}
+
+#[test]
+fn a_volume_keeps_being_without_them() -> Result<()> {
+    let mut cluster = Cluster::start(Options {
+        size: "64MiB".to_owned(),
+        ..Options::default()
+    })?;
+    cluster.stop()?;
+    let dir = cluster.data().display().to_string();
+    let args = ["up", "--checksums", "--nbd", "off", "--dir", &dir];
+    let output = run(trilith(), &args)?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(!output.status.success());
+    ensure!(text.contains("expected no --checksums"), "{text}");
+    Ok(())
+}
