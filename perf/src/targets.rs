@@ -198,6 +198,13 @@ impl Target {
                 command.arg(format!("{size_mib}M"));
                 target.serve(&mut command, &log, port)?;
             }
+            "null-tokio-uring" => {
+                let port = free_port()?;
+                let built = "tokio-uring/target/release/null-tokio-uring";
+                let mut command = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join(built));
+                command.args([port.to_string(), size_mib.to_string()]);
+                target.serve(&mut command, &log, port)?;
+            }
             "frontend-memory" => {
                 let port = free_port()?;
                 let mut command = Command::new(std::env::current_exe()?);
@@ -212,7 +219,8 @@ impl Target {
                 }
                 None => bail!(
                     "target {name}: expected raw, trilith1, trilith3, trilith5 (or one of them with \
-                     -spin, -batch or -spin-batch), qemu-nbd, quorum, nbd-server, nbdkit-file, nbdkit-memory or frontend-memory"
+                     -spin, -batch or -spin-batch), qemu-nbd, quorum, nbd-server, nbdkit-file, nbdkit-memory, \
+                     frontend-memory or null-tokio-uring"
                 ),
             },
         }
