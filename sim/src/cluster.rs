@@ -188,7 +188,8 @@ impl Cluster {
             NodeEvent::Timer => {
                 // A timer that an earlier one has replaced. Without a scrub, whose deadlines come
                 // and go all the time, they are few; there they stay, as turns draw choices.
-                if self.config.scrub.is_some() && node.timer_at != Some(self.world.now()) {
+                let early = node.timer_at.is_none_or(|at| at > self.world.now());
+                if self.config.scrub.is_some() && early {
                     self.put_back(host, node);
                     return;
                 }
