@@ -23,6 +23,8 @@ const BY_TESTS: &[(&str, &str, &str)] = &[
     ("lease_forgotten", "trilith-replica", "tests::votes"),
     ("resend_overtakes", "trilith-replica", "a_failed_entry"),
     ("checksums_not_saved", "trilith-replica", "checksums"),
+    ("checksums_not_voided", "trilith-replica", "checksums"),
+    ("checksums_not_suspended", "trilith-replica", "checksums"),
     ("evicted_above_tidx", "trilith-replica", "above_tidx_stays"),
 ];
 

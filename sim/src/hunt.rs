@@ -45,8 +45,6 @@ const CHEAP: &[(Mutant, u64)] = &[
     (Mutant::FlushFailureIgnored, 1_000_170),
     (Mutant::LogAfterData, 1_000_043),
     (Mutant::EvictedBeforeFlush, 1_000_327),
-    (Mutant::ChecksumsNotVoided, 3_000_022),
-    (Mutant::ChecksumsNotSuspended, 3_000_285),
     (Mutant::MapsNotEvicted, 1_000_560),
     (Mutant::JournalRewritten, 1_000_043),
     (Mutant::RingReusedEarly, 1_000_170),

@@ -133,6 +133,15 @@ fn a_page_of_the_past_never_accuses_new_data() {
     for n in 0..4 {
         assert_eq!(world.try_read(n * BLOCKS_PER_EXTENT), Ok(100 + n));
     }
+    // Now that the log is empty, the pages on the disk are believed.
+    let units = world.disk.undecided(&world.inflight);
+    let disk = world
+        .disk
+        .after_power_loss(&units, &vec![true; units.len()]);
+    let mut world = open(disk, &TestWords::new(), id(10)).unwrap();
+    for n in 0..4 {
+        assert_eq!(world.try_read(n * BLOCKS_PER_EXTENT), Ok(100 + n));
+    }
 }
 
 #[test]
