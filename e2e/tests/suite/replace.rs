@@ -256,6 +256,11 @@ fn a_replacement_that_cannot_go_on_is_given_up_and_repeated() -> Result<()> {
 struct ByHand(Child);
 
 impl ByHand {
+    /// Where it says what it does.
+    fn log(cluster: &Cluster, name: &str) -> PathBuf {
+        cluster.dir().join(format!("{name}.log"))
+    }
+
     fn start(cluster: &Cluster, role: &str, name: &str, args: &[String]) -> Result<ByHand> {
         let process = Command::new(trilith())
             .arg(role)
@@ -265,7 +270,7 @@ impl ByHand {
             .current_dir(cluster.data())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(fs::File::create(ByHand::log(cluster, name))?)
             .spawn()?;
         Ok(ByHand(process))
     }
@@ -288,18 +293,19 @@ impl Drop for ByHand {
     }
 }
 
+/// Waits until a replica that was started by hand can be asked.
+fn wait_open(cluster: &Cluster, member: usize) -> Result<()> {
+    let name = format!("replica-{member}");
+    wait_until(&name, || {
+        ask(cluster, &name)["role"]
+            .as_str()
+            .is_some_and(|role| role != "opening")
+    })
+}
+
 /// What the admin endpoint of a process says.
 fn ask(cluster: &Cluster, name: &str) -> Value {
-    let socket = cluster.data().join(format!("run/{name}.admin"));
-    let Ok(text) = succeed(
-        "curl",
-        &[
-            "--silent",
-            "--unix-socket",
-            &socket.display().to_string(),
-            "http://trilith/status",
-        ],
-    ) else {
+    let Ok(text) = cluster.ask(name, "/status") else {
         return Value::Null;
     };
     serde_json::from_str(&text).unwrap_or_default()
@@ -328,12 +334,7 @@ fn who_was_replaced_neither_votes_nor_counts() -> Result<()> {
     let stale = ByHand::replica(&cluster, 2, &lost)?;
     let voter = ByHand::replica(&cluster, 0, &cluster.replica_dir(0))?;
     for member in 0..3 {
-        let name = format!("replica-{member}");
-        wait_until(&name, || {
-            ask(&cluster, &name)["role"]
-                .as_str()
-                .is_some_and(|role| role != "opening")
-        })?;
+        wait_open(&cluster, member)?;
     }
     ensure!(ask(&cluster, "replica-1")["role"] == "retired");
     // An engine that was told of the first three only, as an old script would.
@@ -371,9 +372,13 @@ fn who_was_replaced_neither_votes_nor_counts() -> Result<()> {
     // That it was for want of replica 3 alone: with it, it serves.
     drop(engine);
     let second = ByHand::replica(&cluster, 3, &cluster.replica_dir(3))?;
+    // An engine that is to take over gives up where too few answer at once.
+    wait_open(&cluster, 3)?;
     args.push("--replica=3=unix:run/replica-3.sock".to_owned());
     let engine = ByHand::start(&cluster, "engine", "by-hand", &args)?;
-    wait_until("the engine to serve", serves)?;
+    wait_until("the engine to serve", serves).with_context(|| {
+        fs::read_to_string(ByHand::log(&cluster, "by-hand")).unwrap_or_default()
+    })?;
     drop((engine, second, voter, stale, retired));
     cluster.up()?;
     wait_replaced(&cluster, &[0, 3, 4])?;
