@@ -8,6 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs::{self, File};
 use std::net::TcpListener;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -344,6 +345,30 @@ impl Cluster {
     /// Directory of one replica.
     pub fn replica_dir(&self, member: usize) -> PathBuf {
         self.data().join(format!("replica-{member}"))
+    }
+
+    /// What the admin endpoint of a process (`engine`, `replica-0`) says.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn ask(&self, process: &str, path: &str) -> Result<String> {
+        let socket = self.data().join(format!("run/{process}.admin"));
+        let socket = socket.display().to_string();
+        let uri = format!("http://trilith{path}");
+        succeed("curl", &["--silent", "--unix-socket", &socket, &uri])
+    }
+
+    /// Changes a byte of a replica's data behind its back.
+    ///
+    /// # Errors
+    /// When its file cannot be written.
+    pub fn rot(&self, member: usize, at: u64) -> Result<()> {
+        let path = self.replica_dir(member).join("vol.data");
+        let file = File::options().read(true).write(true).open(&path)?;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at)?;
+        file.write_all_at(&[byte[0] ^ 0x40], at)?;
+        file.sync_all().context("change a byte")
     }
 
     /// Stops the volume as a user does (SIGTERM) and waits for the end.

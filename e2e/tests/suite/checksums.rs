@@ -1,9 +1,7 @@
 //! A device that changes bytes by itself: with checksums nobody is given them.
 
 use anyhow::{Context, Result, ensure};
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use trilith_e2e::cluster::{run, succeed, trilith};
+use trilith_e2e::cluster::{run, trilith};
 use trilith_e2e::{Cluster, Options};
 
 const BLOCK: u64 = 4096;
@@ -19,13 +17,7 @@ fn fill(block: u64) -> [u8; 4096] {
 
 /// What a metric of a replica says.
 fn metric(cluster: &Cluster, member: usize, name: &str) -> Result<u64> {
-    let socket = cluster
-        .data()
-        .join(format!("run/replica-{member}.admin"))
-        .display()
-        .to_string();
-    let args = ["-sS", "--unix-socket", &socket, "http://localhost/metrics"];
-    let text = succeed("curl", &args)?;
+    let text = cluster.ask(&format!("replica-{member}"), "/metrics")?;
     let line = text
         .lines()
         .find(|line| line.starts_with(name))
@@ -50,12 +42,9 @@ fn rotten_blocks_of_a_replica_are_read_from_another() -> Result<()> {
     cluster.stop()?;
     // Each block rots on one replica or another.
     for member in 0..3usize {
-        let path = cluster.replica_dir(member).join("vol.data");
-        let data = File::options().write(true).open(path)?;
         for block in (0..ROTTEN).filter(|b| b % 3 == member as u64) {
-            data.write_all_at(&[0xff], block * BLOCK + 100)?;
+            cluster.rot(member, block * BLOCK + 100)?;
         }
-        data.sync_all()?;
     }
     cluster.up()?;
     cluster.wait_state("healthy")?;

@@ -1,20 +1,9 @@
 //! Silent rot of one replica: found, told and repaired by `trilith volume scrub`.
 
-use anyhow::{Context, Result, ensure};
-use std::fs::{self, OpenOptions};
-use std::os::unix::fs::FileExt;
+use anyhow::{Result, ensure};
+use std::fs;
 use trilith_e2e::cluster::{run, succeed, trilith};
 use trilith_e2e::{Cluster, Options};
-
-/// A byte of a replica's disk is not what was written.
-fn flip(cluster: &Cluster, member: usize, at: u64) -> Result<()> {
-    let path = cluster.replica_dir(member).join("vol.data");
-    let file = OpenOptions::new().read(true).write(true).open(&path)?;
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at)?;
-    file.write_all_at(&[byte[0] ^ 0x40], at)?;
-    file.sync_all().context("flip a byte")
-}
 
 fn volume(replicas: usize) -> Result<Cluster> {
     let cluster = Cluster::start(Options {
@@ -49,8 +38,8 @@ fn a_rotten_copy_is_found_and_repaired_and_a_sound_volume_is_left_alone() -> Res
     cluster.stop()?;
     let sound = export(&cluster, 0)?;
     fs::remove_file(cluster.dir().join("export-0"))?;
-    flip(&cluster, 1, 100 * 4096 + 17)?;
-    flip(&cluster, 2, 5000 * 4096 + 4095)?;
+    cluster.rot(1, 100 * 4096 + 17)?;
+    cluster.rot(2, 5000 * 4096 + 4095)?;
     ensure!(export(&cluster, 1)? != sound, "the flip is there");
     fs::remove_file(cluster.dir().join("export-1"))?;
     cluster.up()?;
@@ -82,7 +71,7 @@ fn two_copies_that_differ_are_told_of_and_never_changed() -> Result<()> {
     let mut cluster = volume(2)?;
     cluster.wait_state("healthy")?;
     cluster.stop()?;
-    flip(&cluster, 1, 101 * 4096)?;
+    cluster.rot(1, 101 * 4096)?;
     let before = export(&cluster, 1)?;
     fs::remove_file(cluster.dir().join("export-1"))?;
     cluster.up()?;
