@@ -460,11 +460,8 @@ impl Store {
         let at = (Idx(u64::MAX), stamp);
         self.log
             .evict(all, all, at, &mut |_| true, &mut self.evicted);
-        for extent in &self.evicted {
-            self.journal.push(Item::AlDel(*extent));
-            if let Some(sums) = self.checksums.as_deref_mut() {
-                sums.cooled(*extent);
-            }
+        for at in 0..self.evicted.len() {
+            self.record_gone(self.evicted[at]);
         }
         let clean = self.window.max_idx == self.upto() && self.failed_ranges.is_empty();
         if self.facts.is_complete() && !self.facts.tainted {

@@ -160,6 +160,16 @@ impl Checksums {
         }
     }
 
+    /// The page of an extent; it is read when it is not there.
+    fn page(&mut self, extent: ExtentNo) -> Option<&mut Page> {
+        if !self.pages.contains_key(&extent) {
+            let page = self.fresh(true);
+            self.pages.insert(extent, page);
+            self.to_load.push_back(extent);
+        }
+        self.pages.get_mut(&extent)
+    }
+
     /// A change has its extent in the activity log: it waits when the page is not there yet.
     pub(crate) fn want_hot(&mut self, extent: ExtentNo, change: u32) -> bool {
         if self.void.remove(&extent) {
@@ -167,12 +177,8 @@ impl Checksums {
             page.unsaved = true;
             self.unsaved.insert(extent);
             self.pages.insert(extent, page);
-        } else if !self.pages.contains_key(&extent) {
-            let page = self.fresh(true);
-            self.pages.insert(extent, page);
-            self.to_load.push_back(extent);
         }
-        let Some(page) = self.pages.get_mut(&extent) else {
+        let Some(page) = self.page(extent) else {
             return false;
         };
         page.hot = true;
@@ -188,12 +194,7 @@ impl Checksums {
         if self.void.contains(&extent) {
             return None;
         }
-        if !self.pages.contains_key(&extent) {
-            let page = self.fresh(true);
-            self.pages.insert(extent, page);
-            self.to_load.push_back(extent);
-        }
-        let page = self.pages.get_mut(&extent)?;
+        let page = self.page(extent)?;
         page.pins += 1;
         page.used = true;
         if page.loading {

@@ -85,23 +85,29 @@ impl Store {
             &mut saved,
             &mut self.evicted,
         );
-        for extent in &self.evicted {
-            for map in self.maps.changed_of(*extent) {
+        for at in 0..self.evicted.len() {
+            let extent = self.evicted[at];
+            for map in self.maps.changed_of(extent) {
                 if mutant::on(Mutant::MapsNotEvicted) {
                     break;
                 }
-                self.journal.push(Item::Map(map, *extent));
+                self.journal.push(Item::Map(map, extent));
             }
-            self.journal.push(Item::AlDel(*extent));
-            if let Some(sums) = self.checksums.as_deref_mut() {
-                sums.cooled(*extent);
-            }
+            self.record_gone(extent);
             self.counters.al_evictions += 1;
             mark::reached(Mark::LogEvicted);
         }
         if self.evicted.is_empty() && flush_helps {
             mark::reached(Mark::LogEvictionWaitsForFlush);
             self.flush_wanted = true;
+        }
+    }
+
+    /// The AL-del of an extent that has been taken out of the log.
+    pub(crate) fn record_gone(&mut self, extent: ExtentNo) {
+        self.journal.push(Item::AlDel(extent));
+        if let Some(sums) = self.checksums.as_deref_mut() {
+            sums.cooled(extent);
         }
     }
 

@@ -10,6 +10,27 @@ fn no_maps() -> Box<[ChunkMap; MEMBERS_MAX]> {
     Box::new(std::array::from_fn(|_| ChunkMap::new()))
 }
 
+/// The first SYNCSET of the term: without member 2.
+fn member_2_leaves(idx: u64) -> SyncSet {
+    SyncSet {
+        idx: Idx(idx),
+        se: SyncEpoch {
+            term: Term(0),
+            n: 1,
+        },
+        iss: MemberSet::first(2),
+        trk: MemberSet::first(2),
+        join: None,
+    }
+}
+
+/// Writes of data find no room.
+fn no_room(op: &DiskOp) -> Option<DiskError> {
+    let role = FileRole::Data;
+    let data = matches!(op, DiskOp::Write { role: r, .. } if *r == role);
+    data.then_some(DiskError::NoSpace)
+}
+
 #[test]
 fn a_drain_gives_up_what_waits_behind_a_failed_entry_and_term_start_needs_its_repair() {
     let mut world = World::new();
@@ -122,16 +143,7 @@ fn a_sync_set_waits_marks_who_leaves_and_holds_back_what_follows() {
     world.write(1, range(0, 1), 1);
     world.run();
     world.write(2, range(40, 1), 2);
-    let set = SyncSet {
-        idx: Idx(3),
-        se: SyncEpoch {
-            term: Term(0),
-            n: 1,
-        },
-        iss: MemberSet::first(2),
-        trk: MemberSet::first(2),
-        join: None,
-    };
+    let set = member_2_leaves(3);
     let taken = world
         .store
         .sync_set(Token(1), set, &mut world.buffers, &mut world.out);
@@ -148,16 +160,7 @@ fn a_sync_set_waits_marks_who_leaves_and_holds_back_what_follows() {
         0b101
     );
     assert!(world.store.map(MapName::Dirty(member(1))).is_empty());
-    let again = SyncSet {
-        idx: Idx(3),
-        se: SyncEpoch {
-            term: Term(0),
-            n: 1,
-        },
-        iss: MemberSet::first(2),
-        trk: MemberSet::first(2),
-        join: None,
-    };
+    let again = member_2_leaves(3);
     let taken = world
         .store
         .sync_set(Token(2), again, &mut world.buffers, &mut world.out);
@@ -170,24 +173,10 @@ fn a_failed_entry_that_is_sent_again_passes_the_sync_set_that_waits_for_it() {
     let mut world = World::new();
     world.write(1, range(0, 1), 1);
     world.run();
-    let full = |op: &DiskOp| {
-        let role = FileRole::Data;
-        let data = matches!(op, DiskOp::Write { role: r, .. } if *r == role);
-        data.then_some(DiskError::NoSpace)
-    };
-    world.fault = full;
+    world.fault = no_room;
     world.write(2, range(0, 1), 2);
     world.run();
-    let set = SyncSet {
-        idx: Idx(3),
-        se: SyncEpoch {
-            term: Term(0),
-            n: 1,
-        },
-        iss: MemberSet::first(2),
-        trk: MemberSet::first(2),
-        join: None,
-    };
+    let set = member_2_leaves(3);
     let taken = world
         .store
         .sync_set(Token(1), set, &mut world.buffers, &mut world.out);
@@ -222,16 +211,7 @@ fn a_cut_that_follows_a_sync_set_waits_until_that_is_durable() {
     world.write(2, range(16, 1), 2);
     world.run();
     world.write(3, range(40, 1), 3);
-    let set = SyncSet {
-        idx: Idx(4),
-        se: SyncEpoch {
-            term: Term(0),
-            n: 1,
-        },
-        iss: MemberSet::first(2),
-        trk: MemberSet::first(2),
-        join: None,
-    };
+    let set = member_2_leaves(4);
     world
         .store
         .sync_set(Token(1), set, &mut world.buffers, &mut world.out)
