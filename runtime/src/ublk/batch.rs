@@ -195,13 +195,12 @@ impl Batch {
 
     /// A slot is the kernel's from the next flush on: for the first time, or with a result.
     pub(super) fn add(&mut self, slot: UblkSlot, result: Option<i32>, address: u64) {
-        let user_copy = self.shape.user_copy;
+        let len = usize::from(self.element_bytes());
         let queue = &mut self.queues[usize::from(slot.queue)];
         let mut element = [0; 2 * ELEMENT_BYTES as usize];
         element[0..2].copy_from_slice(&slot.tag.to_le_bytes());
         element[4..8].copy_from_slice(&result.unwrap_or(0).to_le_bytes());
         element[8..16].copy_from_slice(&address.to_le_bytes());
-        let len = if user_copy { 8 } else { 16 };
         queue.elements.extend_from_slice(&element[..len]);
         queue.fetched += u16::from(result.is_none());
     }
