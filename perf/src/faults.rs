@@ -1,8 +1,9 @@
 //! What a fault costs the clients: a replica that is far away, and a rebuild. Each row is a volume of
 //! its own, measured before and during the fault in the same run.
 
-use crate::fio::{self, Client, Figures};
-use crate::{FaultsArgs, say};
+use crate::fio::{self, Client, Figures, Place};
+use crate::targets;
+use crate::{FaultsArgs, clock, say};
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 use std::collections::VecDeque;
@@ -42,14 +43,6 @@ pub(crate) fn run(args: &FaultsArgs) -> Result<()> {
     Ok(())
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a benchmark measures time from outside"
-)]
-fn clock() -> Instant {
-    Instant::now()
-}
-
 fn volume(args: &FaultsArgs) -> Result<Cluster> {
     let cluster = Cluster::start(Options {
         size: format!("{}MiB", args.size_mib),
@@ -63,18 +56,7 @@ fn volume(args: &FaultsArgs) -> Result<Cluster> {
 
 /// Writes every byte of the first `mib` once.
 fn fill(cluster: &Cluster, mib: u64) -> Result<()> {
-    let uri = format!("--uri={}", cluster.uri());
-    let size = format!("--size={mib}m");
-    let how = [
-        "--name=fill",
-        "--ioengine=nbd",
-        "--rw=write",
-        "--bs=1m",
-        "--iodepth=4",
-        "--minimal",
-    ];
-    succeed("fio", &[&how[..], &[uri.as_str(), size.as_str()]].concat())?;
-    Ok(())
+    targets::fill(&Place::Nbd(cluster.uri()), mib)
 }
 
 fn client(cluster: &Cluster, args: &FaultsArgs) -> Result<Figures> {
@@ -221,18 +203,7 @@ fn pass_on(near: &UnixStream, far: &UnixStream, wait: &Arc<Mutex<Duration>>) -> 
 /// MiB/s at which the disk copies a file of `mib`, by qemu-img with eight requests in flight.
 fn disk_copies(cluster: &Cluster, mib: u64) -> Result<f64> {
     let (source, target) = (cluster.dir().join("source"), cluster.dir().join("target"));
-    let size = format!("--size={mib}m");
-    let name = format!("--filename={}", source.display());
-    let how = [
-        "--name=fill",
-        "--ioengine=io_uring",
-        "--direct=1",
-        "--rw=write",
-        "--bs=1m",
-        "--iodepth=4",
-        "--minimal",
-    ];
-    succeed("fio", &[&how[..], &[size.as_str(), name.as_str()]].concat())?;
+    targets::fill(&Place::File(source.display().to_string()), mib)?;
     let (source, target) = (source.display().to_string(), target.display().to_string());
     let how = [
         "convert", "-f", "raw", "-O", "raw", "-T", "none", "-t", "none", "-m", "8", "-W",

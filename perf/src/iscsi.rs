@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use trilith_e2e::Random;
 use trilith_e2e::iscsi::{Initiator, Login, cdb10};
 
@@ -233,11 +233,7 @@ fn own_run(job: &Job, writes: bool, digests: bool, uri: &str, args: &IscsiArgs) 
     for _ in 0..job.depth {
         send(&mut session)?;
     }
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "measures clients outside of any loop"
-    )]
-    let start = Instant::now();
+    let start = crate::clock();
     let end = Duration::from_secs(u64::from(args.seconds));
     let mut count = 0.0;
     while start.elapsed() < end {

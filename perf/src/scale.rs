@@ -3,9 +3,9 @@
 
 use crate::fio::{self, Client};
 use crate::targets::{cpu_seconds, resident_kib};
-use crate::{ScaleArgs, say};
+use crate::{ScaleArgs, clock, say};
 use anyhow::{Result, ensure};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use trilith_e2e::{Cluster, Options, Random, pause};
 
 /// Writes over a volume whose size is of interest: each touches an extent of its own.
@@ -39,14 +39,6 @@ pub(crate) fn run(args: &ScaleArgs) -> Result<()> {
         }
     }
     Ok(())
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a benchmark measures time from outside"
-)]
-fn clock() -> Instant {
-    Instant::now()
 }
 
 fn options(size: &str, args: &ScaleArgs) -> Options {

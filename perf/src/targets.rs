@@ -76,7 +76,7 @@ fn raw_file(dir: &Path, size_mib: u64) -> Result<PathBuf> {
 }
 
 /// Writes every byte once, so that no target measures first-touch allocation.
-fn fill(place: &Place, size_mib: u64) -> Result<()> {
+pub(crate) fn fill(place: &Place, size_mib: u64) -> Result<()> {
     let mut command = Command::new("fio");
     match place {
         Place::File(name) => {
