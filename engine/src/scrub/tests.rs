@@ -3,6 +3,7 @@
 use super::*;
 use crate::tests::arena::Arena;
 use std::vec;
+use trilith_block::MemberId;
 
 const CAPACITY: u64 = (2 * 64 + 20) * 4096;
 

@@ -39,6 +39,22 @@ fn odd(at: usize) -> MemberSet {
     MemberSet::EMPTY.with(member(at))
 }
 
+/// Block 3 is wrong at member 2, and a scrub begins.
+fn rotten() -> World {
+    let mut w = World::new(3);
+    w.wait_mode(Mode::Healthy);
+    w.written(0, &[1; 16 * 4096]);
+    w.run(100);
+    flip(&mut w, 2, 3);
+    w.operator(Operator::Scrub);
+    w
+}
+
+/// The scrub has begun, and has told of a difference.
+fn is_found(w: &mut World) -> bool {
+    w.scrubs.len() == 2
+}
+
 #[test]
 fn an_odd_copy_is_found_and_repaired() {
     let mut w = World::new(3);
@@ -153,14 +169,8 @@ fn writes_that_race_with_it_are_no_difference_and_are_not_reverted() {
 
 #[test]
 fn a_write_behind_the_repair_wins() {
-    let mut w = World::new(3);
-    w.wait_mode(Mode::Healthy);
-    w.written(0, &[1; 16 * 4096]);
-    w.run(100);
-    flip(&mut w, 2, 3);
-    w.operator(Operator::Scrub);
-    let found = w.until(60_000, |w| w.scrubs.len() == 2);
-    assert!(found, "the difference is found");
+    let mut w = rotten();
+    assert!(w.until(60_000, is_found), "the difference is found");
     // The chunk is locked; this waits and goes behind what is written again, or in front of it all.
     let tag = w.write(3 * 4096, &[9; 4096]);
     assert_eq!(w.answer(tag), Ok(Vec::new()));
@@ -174,12 +184,7 @@ fn a_write_behind_the_repair_wins() {
 
 #[test]
 fn a_member_that_does_not_answer_holds_no_write_up_for_long() {
-    let mut w = World::new(3);
-    w.wait_mode(Mode::Healthy);
-    w.written(0, &[1; 16 * 4096]);
-    w.run(100);
-    flip(&mut w, 2, 3);
-    w.operator(Operator::Scrub);
+    let mut w = rotten();
     assert!(w.until(60_000, |w| w.fakes[1].hashes == 1));
     w.fakes[1].hold_hashes = true;
     assert!(w.until(60_000, |w| w.fakes[1].hashes == 2));
@@ -194,13 +199,8 @@ fn a_member_that_does_not_answer_holds_no_write_up_for_long() {
 
 #[test]
 fn a_member_lost_on_the_way_is_waited_for() {
-    let mut w = World::new(3);
-    w.wait_mode(Mode::Healthy);
-    w.written(0, &[1; 16 * 4096]);
-    w.run(100);
-    flip(&mut w, 2, 3);
-    w.operator(Operator::Scrub);
-    assert!(w.until(60_000, |w| w.scrubs.len() == 2));
+    let mut w = rotten();
+    assert!(w.until(60_000, is_found));
     w.isolate(0);
     w.run(10_000);
     assert_eq!(w.engine.mode(), Mode::Degraded);
@@ -222,13 +222,8 @@ fn a_member_lost_on_the_way_is_waited_for() {
 
 #[test]
 fn a_term_lost_on_the_way_is_outlived() {
-    let mut w = World::new(3);
-    w.wait_mode(Mode::Healthy);
-    w.written(0, &[1; 16 * 4096]);
-    w.run(100);
-    flip(&mut w, 2, 3);
-    w.operator(Operator::Scrub);
-    assert!(w.until(60_000, |w| w.scrubs.len() == 2));
+    let mut w = rotten();
+    assert!(w.until(60_000, is_found));
     let term = w.engine.status(trilith_block::Monotonic(w.now)).term;
     for at in 0..3 {
         w.isolate(at);
@@ -268,6 +263,6 @@ fn a_stop_does_not_wait_for_it() {
     w.written(0, &[1; 16 * 4096]);
     flip(&mut w, 2, 3);
     w.operator(Operator::Scrub);
-    assert!(w.until(60_000, |w| w.scrubs.len() == 2));
+    assert!(w.until(60_000, is_found));
     w.stop();
 }
