@@ -262,7 +262,8 @@ impl Initiator {
                     put(&mut pong, 28, self.exp_stat_sn);
                     self.send(pong, &[])?;
                 }
-                0x20 => {}
+                // No answer is wanted, or the target says what it will do.
+                0x20 | 0x32 => {}
                 opcode => bail!("PDU with opcode {opcode:#x}"),
             }
         }

@@ -15,7 +15,7 @@ use crate::sanitize::Sanitize;
 use crate::scsi::disk::Disk;
 use crate::scsi::reserve::Reservations;
 use crate::tag::TagParts;
-use crate::task::Task;
+use crate::task::{Part, Task};
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use trilith_block::{
@@ -259,9 +259,11 @@ impl IscsiTarget {
         }
     }
 
-    /// When service has ended: closes a connection that has nothing left to do.
+    /// When service has ended: closes a connection of which the engine has nothing left to do. What
+    /// still collects data would never be done; without an answer it is asked for again.
     pub(crate) fn close_if_done(&mut self, slot: usize, data: &mut dyn Buffers, out: &mut Out) {
-        if !self.serving && self.conns[slot].tasks.is_empty() {
+        let at_engine = |(_, t): &(u32, usize)| self.tasks[*t].parts.iter().any(Part::is_at_engine);
+        if !self.serving && !self.conns[slot].tasks.iter().any(at_engine) {
             self.close(slot, data, out);
         }
     }

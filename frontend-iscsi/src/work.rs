@@ -9,7 +9,8 @@ use crate::tag::TagParts;
 use crate::target::{IscsiTarget, Out};
 use crate::task::{Failure, Part, Piece, Stage};
 use trilith_block::{
-    BufSlice, Buffers, ByteRange, Completion, FrontendAction, Op, Outcome, Request, RequestFlags,
+    BufSlice, Buffers, ByteRange, Completion, ErrorKind, FrontendAction, Op, Outcome, Request,
+    RequestFlags,
 };
 
 impl IscsiTarget {
@@ -293,6 +294,12 @@ impl IscsiTarget {
             debug_assert!(false, "completion of nothing: {tag:?}");
             brought.inspect(|slice| data.release(slice.buf));
             return;
+        }
+        if completion.result == Err(ErrorKind::Fenced) {
+            // Whoever serves next, here or elsewhere, is to be asked again: an initiator keeps what
+            // has no answer and sends it once it has logged in. Any sense data would end it.
+            let slot = self.tasks[t].slot;
+            self.close(slot, data, out);
         }
         let task = &mut self.tasks[t];
         if let Err(kind) = completion.result {

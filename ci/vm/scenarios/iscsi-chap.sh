@@ -1,4 +1,4 @@
-#: about the kernel's iSCSI initiator: CHAP both ways with digests, and a target that comes back
+#: about the kernel's iSCSI initiator: CHAP both ways with digests, and a target that comes back from a kill and from a stop
 #: timeout 300
 #: memory 1536
 . /h/volume.sh
@@ -54,17 +54,23 @@ verify "$disk" 8
 filesystem "$disk" ext4
 say "verified with CHAP both ways and digests"
 
-# The whole target is killed, is away for a while, and comes back: requests wait. (A clean stop tells an
-# initiator that the unit is not ready, which it may take for an error.)
-verify "$disk" 32 --bs=4k &
-load=$!
-sleep 3
-everything_dies
-kill -0 $load || fail "the load was over before the target"
-sleep 5
-volume_start "${serve[@]}"
-wait $load
+# The whole target is away for a while, killed or stopped cleanly, and comes back: requests wait.
+target_is_away() {
+    local load
+    verify "$disk" 32 --bs=4k &
+    load=$!
+    sleep 3
+    "$1"
+    kill -0 $load || fail "the load was over before the target"
+    sleep 5
+    volume_start "${serve[@]}"
+    wait $load
+}
+
+target_is_away everything_dies
 say "verified through a target that was killed and started again"
+target_is_away volume_stop
+say "verified through a target that was stopped and started again"
 engines_die "$disk"
 iscsi_has_digests CRC32C
 iscsi_logout

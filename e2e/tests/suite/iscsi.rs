@@ -306,6 +306,31 @@ fn no_acknowledged_write_is_lost_when_the_engine_dies_under_initiators() -> Resu
 }
 
 #[test]
+fn a_clean_stop_under_load_ends_connections_and_fails_no_command() -> Result<()> {
+    let mut cluster = Cluster::start(Options::default())?;
+    cluster.wait_state("healthy")?;
+    let (mut history, mut random) = (History::new(), Random(23));
+    for _ in 0..3 {
+        let mut iscsi = cluster.initiator(1)?;
+        let history = &mut history;
+        let random = &mut random;
+        let end = std::thread::scope(|scope| {
+            let load = scope.spawn(|| write_some(&mut iscsi, history, random, 1_000_000));
+            pause(Duration::from_millis(200));
+            cluster.stop()?;
+            load.join()
+                .map_err(|_| anyhow::anyhow!("the load panicked"))
+        })?;
+        let error = end.err().context("the load was over before the stop")?;
+        let gone = error.downcast_ref::<std::io::Error>().is_some();
+        ensure!(gone, "expected the end of the connection, found {error:#}");
+        cluster.up()?;
+        check_all(&cluster, history)?;
+    }
+    cluster.stop()
+}
+
+#[test]
 fn libiscsi_connects_again_and_goes_on_when_the_engine_dies() -> Result<()> {
     let mut cluster = Cluster::start(Options::default())?;
     cluster.wait_state("healthy")?;

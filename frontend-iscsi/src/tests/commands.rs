@@ -186,14 +186,31 @@ fn errors_of_the_engine_become_sense() {
         (ErrorKind::NoSpace, (7, 0x27, 7)),
         (ErrorKind::ReadOnly, (7, 0x27, 0)),
         (ErrorKind::Io, (3, 0x0c, 0)),
-        (ErrorKind::Fenced, (2, 0x04, 0x0c)),
     ] {
         world.error = Some(kind);
         let result = client.run(&mut world, &cdb10(0x2a, 0, 0, 1), 0, &[0; 512]);
         assert_eq!(result.sense, Some(expected), "{kind:?}");
     }
     let result = client.run(&mut world, &cdb10(0x28, 0, 0, 4), 2048, &[]);
-    assert_eq!(result.sense, Some((2, 0x04, 0x0c)));
+    assert_eq!(result.sense, Some((3, 0x11, 0)));
+    world.end();
+}
+
+#[test]
+fn what_an_engine_that_stops_has_not_done_is_left_without_an_answer() {
+    let mut world = world(|_| {});
+    let mut client = Client::ready(&mut world, 1, 1);
+    let other = Client::ready(&mut world, 2, 2);
+    for lba in 0..2 {
+        let head = client.command(&cdb10(0x28, 0, lba, 1), 0xc0, 512);
+        client.push(&mut world, head, &[]);
+    }
+    world.error = Some(ErrorKind::Fenced);
+    world.complete_all();
+    assert!(client.take(&mut world).is_empty(), "to be asked again");
+    assert!(!world.is_open(1));
+    assert!(world.is_open(2), "it has asked for nothing");
+    assert!(other.take(&mut world).is_empty());
     world.end();
 }
 
