@@ -22,11 +22,13 @@ pub(crate) fn root() -> PathBuf {
     dir
 }
 
-/// Runs a command in the root and fails when it does.
+/// Runs a command in the root and fails when it does. An error that a test returns says what was
+/// expected; where it was made would only bury that in a log.
 pub(crate) fn command(program: &str, args: &[&str]) -> Result<()> {
     let status = Command::new(program)
         .args(args)
         .current_dir(root())
+        .env("RUST_LIB_BACKTRACE", "0")
         .status()
         .with_context(|| format!("run {program}"))?;
     if !status.success() {
