@@ -90,11 +90,23 @@ pub(crate) fn sim(seeds: u64, fresh: bool) -> Result<()> {
         from = commit_number(12)?;
     }
     if !fresh {
+        search_orders()?;
         simulate(ISCSI_SEEDS_FROM, (seeds / 4).max(1), false)?;
         simulate(CHECKSUM_SEEDS_FROM, (seeds / 4).max(1), false)?;
     }
     // Fewer seeds, or others, may well miss a mark.
     simulate(from, seeds, !fresh && seeds >= SEEDS_FOR_MARKS)
+}
+
+/// The orders of the small world with one unusual choice, and with one crash: to the end. Then the
+/// same search with rules broken.
+fn search_orders() -> Result<()> {
+    say("searching the orders of the small world");
+    simulator(&["--orders", "--deviations", "1"])?;
+    simulator(&["--orders", "--deviations", "0", "--crashes", "1"])?;
+    let build = ["--profile", "sim", "-p", "sim", "--features", "proof"];
+    let broken = ["--test", "broken_orders"];
+    cargo(&[&["test", "--quiet"], &build[..], &broken[..]].concat())
 }
 
 /// Runs seeds. `marks`: they must reach every coverage mark that is not seldom.

@@ -71,6 +71,18 @@ impl SimBuffers {
             .collect()
     }
 
+    /// What is held, for the name of a state.
+    pub fn digest(&self, sum: &mut crate::digest::Sum) {
+        for (index, slot) in self.slots.iter().enumerate() {
+            if slot.owners > 0 || slot.parting {
+                sum.word(index as u64);
+                sum.text(&(slot.owners, slot.parting));
+                sum.bytes(&slot.bytes);
+            }
+        }
+        sum.text(&(&self.free, &self.parting));
+    }
+
     /// The driver has taken all actions and retained what they name: what nobody owns is free. (A
     /// machine may release a buffer right after the action that names it.)
     pub fn reclaim(&mut self) {

@@ -101,8 +101,6 @@ pub struct Cluster {
     pub story: Story,
     /// Why the run has failed.
     pub failure: Option<String>,
-    /// Number of the next disk operation.
-    pub next_operation: u64,
     /// The healing phase.
     pub healing: crate::run::Healing,
     /// What the checks of the state remember.
@@ -111,6 +109,8 @@ pub struct Cluster {
     pub watches: Vec<crate::check::store::Watch>,
     /// Choices of iSCSI clients.
     pub initiators: Entropy,
+    /// Who chooses the order of events, where it is not time ([`crate::explore`]).
+    pub guide: Option<crate::explore::Guide>,
 }
 
 impl Cluster {

@@ -326,6 +326,7 @@ impl Config {
         } * SECONDS;
         let mix = draw_mix(entropy, safety);
         let character = Character {
+            singly: false,
             delay_min: entropy.range(5, 50) * MICROS,
             delay_max: entropy.range(60, 2000) * MICROS,
             spike: if entropy.chance(1, 2) {

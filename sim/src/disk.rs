@@ -606,6 +606,47 @@ impl Disk {
         lost
     }
 
+    /// What it holds and what is in flight, for the name of a state.
+    pub fn digest(&self, sum: &mut crate::digest::Sum) {
+        let value = |sum: &mut crate::digest::Sum, value: &Value| match value {
+            Some(bytes) => sum.bytes(&bytes[..]),
+            None => sum.word(0),
+        };
+        for image in &self.images {
+            for (place, page) in image.pages.iter().enumerate() {
+                if page.durable.is_none() && page.volatile.is_empty() && !page.allocated {
+                    continue;
+                }
+                sum.word(place as u64 * 2 + u64::from(page.allocated));
+                value(sum, &page.durable);
+                for volatile in &page.volatile {
+                    sum.text(&(volatile.completed, volatile.label));
+                    value(sum, &volatile.value);
+                }
+            }
+            sum.text(&image.loose);
+        }
+        sum.text(&(&self.orphans, self.completions, &self.faults, self.betrayed));
+        for (number, flight) in &self.flights {
+            sum.text(&(number, flight.submitted, flight.label));
+            match &flight.operation {
+                Operation::Write {
+                    file,
+                    offset,
+                    bytes,
+                    dsync,
+                } => {
+                    sum.text(&(file, offset, dsync));
+                    sum.bytes(bytes);
+                }
+                operation @ (Operation::Read { .. }
+                | Operation::Zero { .. }
+                | Operation::Allocate { .. }
+                | Operation::Flush { .. }) => sum.text(operation),
+            }
+        }
+    }
+
     /// The current bytes, as a read would find them now.
     pub fn peek(&self, file: File, offset: u64, out: &mut [u8]) {
         let image = &self.images[index(file)];

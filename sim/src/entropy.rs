@@ -13,7 +13,12 @@ pub struct Entropy {
 #[derive(Clone, Debug)]
 enum Source {
     Seed(u64),
-    Bytes { bytes: Vec<u8>, at: usize },
+    Bytes {
+        bytes: Vec<u8>,
+        at: usize,
+    },
+    /// Every draw is 0, and nothing is remembered of it.
+    Still,
 }
 
 /// One step of splitmix64: advances `state` and returns a mixed value.
@@ -47,6 +52,15 @@ impl Entropy {
         }
     }
 
+    /// A source that always makes the harmless choice and never changes: whoever draws from it goes
+    /// by what it knows alone.
+    pub fn still() -> Entropy {
+        Entropy {
+            source: Source::Still,
+            draws: 0,
+        }
+    }
+
     /// A source of its own that does not share draws with this one (streams of choices that must
     /// not shift when another stream changes).
     pub fn fork(&mut self, label: u64) -> Entropy {
@@ -55,6 +69,7 @@ impl Entropy {
                 source: Source::Seed(mix(splitmix(state) ^ label)),
                 draws: 0,
             },
+            Source::Still => Entropy::still(),
             Source::Bytes { bytes, at } => {
                 let rest = bytes.len().saturating_sub(*at);
                 let end = bytes.len() - rest / 2;
@@ -67,7 +82,7 @@ impl Entropy {
     /// True once given bytes have run out. Never true for a seed.
     pub fn exhausted(&self) -> bool {
         match &self.source {
-            Source::Seed(_) => false,
+            Source::Seed(_) | Source::Still => false,
             Source::Bytes { bytes, at } => *at >= bytes.len(),
         }
     }
@@ -78,8 +93,12 @@ impl Entropy {
     }
 
     fn take(&mut self, width: usize) -> u64 {
+        if matches!(self.source, Source::Still) {
+            return 0;
+        }
         self.draws += 1;
         match &mut self.source {
+            Source::Still => 0,
             Source::Seed(state) => splitmix(state),
             Source::Bytes { bytes, at } => {
                 let mut value = 0;

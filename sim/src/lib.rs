@@ -23,8 +23,10 @@ pub mod buffers;
 pub mod check;
 pub mod cluster;
 pub mod config;
+pub mod digest;
 pub mod disk;
 pub mod entropy;
+pub mod explore;
 pub mod fuzz;
 #[cfg(feature = "proof")]
 pub mod hunt;

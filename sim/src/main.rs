@@ -1,6 +1,8 @@
 //! `sim --seeds N [--from S] [--jobs J] [--failures F] [--seconds T]` runs seeds; `--seed S
 //! [--trace] [--shrink]` tells the story of one, made as short as it goes; `--small N [--seed ORDER]`
-//! tries every N-th world of the small search. Exit code 1: a seed failed (or, where panics abort, a
+//! tries every N-th world of the small search; `--orders [--deviations D] [--crashes C] [--cuts P]
+//! [--part I/N]` searches the orders of events of a small world, `--choices LIST` repeats a run of that
+//! search. Exit code 1: a seed failed (or, where panics abort, a
 //! signal after the command that repeats the run). With the feature `proof`, `--mutant NAME` breaks a
 //! rule first, `--mutants [--quarter K | --only NAME]` looks for broken rules (exit code 1: one
 //! survived), `--marks` demands that the seeds reach every coverage mark.
@@ -13,6 +15,7 @@
 
 use sim::config::Config;
 use sim::entropy::Entropy;
+use sim::explore::{Bounds, Part};
 use sim::run::{Report, run, run_seed};
 use sim::shrink::shrink;
 use sim::small::Search;
@@ -43,6 +46,12 @@ struct Arguments {
     failures_max: usize,
     /// Worlds of the small search are tried, each so many-th; 0: random runs.
     small: u64,
+    /// The orders of the small world are searched within these bounds.
+    orders: bool,
+    bounds: Bounds,
+    part: Part,
+    /// The run of these choices is repeated.
+    choices: Option<String>,
     /// No seed is begun after this many seconds; 0: no limit.
     seconds: u64,
     #[cfg(feature = "proof")]
@@ -73,6 +82,14 @@ fn arguments() -> Result<Arguments, String> {
         jobs: 1,
         failures_max: 20,
         small: 0,
+        orders: false,
+        bounds: Bounds {
+            deviations: 1,
+            crashes: 0,
+            cuts: 0,
+        },
+        part: Part { number: 0, of: 1 },
+        choices: None,
         seconds: 0,
         #[cfg(feature = "proof")]
         mutants: false,
@@ -108,6 +125,15 @@ fn arguments() -> Result<Arguments, String> {
             list.push(proof::named(&name)?);
             continue;
         }
+        if word == "--part" || word == "--choices" {
+            let text = words.next().ok_or(format!("{word} needs an argument"))?;
+            if word == "--part" {
+                parsed.part = part(&text)?;
+            } else {
+                parsed.choices = Some(text);
+            }
+            continue;
+        }
         let mut number = || -> Result<u64, String> {
             let text = words.next().ok_or(format!("{word} needs a number"))?;
             text.parse().map_err(|e| format!("{word} {text}: {e}"))
@@ -119,6 +145,10 @@ fn arguments() -> Result<Arguments, String> {
             "--jobs" => parsed.jobs = number()?.clamp(1, 64),
             "--failures" => parsed.failures_max = usize::try_from(number()?).unwrap_or(usize::MAX),
             "--small" => parsed.small = number()?.max(1),
+            "--orders" => parsed.orders = true,
+            "--deviations" => parsed.bounds.deviations = few(number()?),
+            "--crashes" => parsed.bounds.crashes = few(number()?),
+            "--cuts" => parsed.bounds.cuts = few(number()?),
             "--seconds" => parsed.seconds = number()?,
             "--trace" => parsed.trace = true,
             "--shrink" => parsed.shrink = true,
@@ -137,6 +167,18 @@ fn arguments() -> Result<Arguments, String> {
         }
     }
     Ok(parsed)
+}
+
+fn few(number: u64) -> u8 {
+    u8::try_from(number).unwrap_or(u8::MAX).min(100)
+}
+
+fn part(text: &str) -> Result<Part, String> {
+    let pair = text.split_once('/').and_then(|(number, of)| {
+        let (number, of): (u64, u64) = (number.parse().ok()?, of.parse().ok()?);
+        (number < of).then_some(Part { number, of })
+    });
+    pair.ok_or(format!("--part {text}: it is I/N, I below N"))
 }
 
 fn main() -> ExitCode {
@@ -161,6 +203,9 @@ fn main() -> ExitCode {
             eprintln!("seed {seed} FAILED; repeat: {}", repeat(seed));
         }
     }));
+    if arguments.orders {
+        return orders(&arguments);
+    }
     match arguments.seed {
         Some(seed) if arguments.small == 0 => one(seed, &arguments),
         Some(_) | None => many(&arguments),
@@ -194,6 +239,65 @@ fn one(seed: u64, arguments: &Arguments) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Searches the orders of the small world, or repeats a run of that search.
+fn orders(arguments: &Arguments) -> ExitCode {
+    let (bounds, part) = (arguments.bounds, arguments.part);
+    if let Some(choices) = &arguments.choices {
+        let report = match sim::explore::Search::repeat(bounds, choices, Detail::Frames) {
+            Ok(report) => report,
+            Err(why) => {
+                eprintln!("{why}");
+                return ExitCode::from(2);
+            }
+        };
+        println!("{}", report.story);
+        println!("{} events: {:?}", report.events, report.failure);
+        return ExitCode::from(u8::from(report.failure.is_some()));
+    }
+    let begun = Instant::now();
+    let mut search = sim::explore::Search::new(bounds, part);
+    let mut told = 0;
+    while search.step() {
+        let seconds = begun.elapsed().as_secs();
+        let late = arguments.seconds > 0 && seconds >= arguments.seconds;
+        if search.outcome.failures.len() >= arguments.failures_max || late {
+            break;
+        }
+        if seconds >= told + 10 {
+            told = seconds;
+            let outcome = &search.outcome;
+            println!(
+                "{seconds} s: {} runs, {} states",
+                outcome.runs, outcome.states
+            );
+        }
+    }
+    let outcome = &search.outcome;
+    for (choices, why) in &outcome.failures {
+        println!("choices {choices}: {}", why.lines().next().unwrap_or(""));
+    }
+    let what = if outcome.complete {
+        "complete"
+    } else {
+        "STOPPED"
+    };
+    println!(
+        "{what} within {} deviations, {} crashes, {} cuts, part {}/{}: {} states, {} runs, up to {} \
+         choices in a run, {} failures, {:.1} s",
+        bounds.deviations,
+        bounds.crashes,
+        bounds.cuts,
+        part.number,
+        part.of,
+        outcome.states,
+        outcome.runs,
+        outcome.choices_max,
+        outcome.failures.len(),
+        begun.elapsed().as_secs_f64()
+    );
+    ExitCode::from(u8::from(!outcome.failures.is_empty()))
 }
 
 #[derive(Default)]

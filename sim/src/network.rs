@@ -93,6 +93,8 @@ pub struct Character {
     pub spike: u64,
     /// Chance in 1/256 that what arrives is split at a random byte.
     pub split: u64,
+    /// What was sent at different times arrives at different times, however late it is.
+    pub singly: bool,
 }
 
 impl Default for Character {
@@ -102,6 +104,7 @@ impl Default for Character {
             delay_max: 200 * MICROS,
             spike: 0,
             split: 0,
+            singly: false,
         }
     }
 }
@@ -222,6 +225,34 @@ impl Network {
         self.cut[from][to] > 0
     }
 
+    /// True when nothing gets from end `from` of a connection to its other end.
+    pub fn is_blocked(&self, line: Line, from: usize) -> bool {
+        let ends = self.lines.get(&line).map(|c| &c.ends);
+        ends.is_some_and(|ends| self.is_cut(ends[from].host, ends[1 - from].host))
+    }
+
+    /// The host of one end of a connection.
+    pub fn host_of(&self, line: Line, end: usize) -> Option<Host> {
+        Some(self.lines.get(&line)?.ends[end].host)
+    }
+
+    /// All connections and what is on its way, for the name of a state.
+    pub fn digest(&self, sum: &mut crate::digest::Sum) {
+        for (line, connection) in &self.lines {
+            sum.word(*line);
+            sum.text(&connection.ends);
+            for pipe in &connection.pipes {
+                sum.text(&(&pipe.outgoing, pipe.transmit_scheduled));
+                for (at, bytes) in &pipe.flight {
+                    sum.word(*at);
+                    sum.bytes(bytes);
+                }
+                sum.text(&(pipe.last_arrival, &pipe.received, pipe.end, pipe.end_at));
+            }
+        }
+        sum.text(&(&self.cut, &self.lag, self.next));
+    }
+
     /// A one-way delay.
     pub fn delay(&self, from: Host, entropy: &mut Entropy) -> Nanos {
         let Character {
@@ -307,6 +338,9 @@ impl Network {
             self.delivered += bytes.len() as u64;
             pipe.received.extend(bytes.drain(..));
             pipe.flight.pop_front();
+            if self.character.singly {
+                break;
+            }
         }
         let count = pipe.received.len();
         assert!(

@@ -181,6 +181,8 @@ pub struct HostState {
     pub gone: bool,
     /// Starts of its process that are scheduled and still wanted.
     pub start_ticket: u64,
+    /// Number of its next disk operation.
+    pub next_operation: u64,
 }
 
 impl Node {

@@ -113,7 +113,11 @@ pub fn run_seed(seed: u64, detail: Detail) -> Report {
 
 /// Runs a configuration.
 pub fn run(config: Config, entropy: Entropy, detail: Detail) -> Report {
-    let mut cluster = Cluster::new(config, entropy, detail);
+    run_cluster(&mut Cluster::new(config, entropy, detail))
+}
+
+/// Runs a cluster that nobody has started.
+pub(crate) fn run_cluster(cluster: &mut Cluster) -> Report {
     let outcome = catch_unwind(AssertUnwindSafe(|| cluster.run()));
     if let Err(panic) = outcome {
         let text = panic
@@ -174,6 +178,7 @@ fn host_state(config: &Config, host: Host, supervisor: &mut Supervisor) -> HostS
         powered: true,
         gone: false,
         start_ticket: 0,
+        next_operation: 1,
     }
 }
 
@@ -194,7 +199,7 @@ impl Cluster {
             history: History::new(),
             story: Story::new(detail),
             failure: None,
-            next_operation: 1,
+            guide: None,
             healing: Healing {
                 phase: Phase::Safety,
                 safe_events: 0,
@@ -230,8 +235,11 @@ impl Cluster {
         }
         let first = self.config.replicas;
         self.schedule_engine(first, 0, false);
+        // A guide chooses among what follows from requests, not how the volume becomes active.
+        let guided = self.guide.is_some();
+        let first_request = if guided { 200 * MILLIS } else { MILLIS };
         for client in 0..self.config.mix.clients {
-            self.world.after(MILLIS, Event::Client(client));
+            self.world.after(first_request, Event::Client(client));
         }
         for index in 0..self.config.plan.len() {
             let at = self.config.plan[index].0;
@@ -247,9 +255,15 @@ impl Cluster {
         }
         self.world.at(self.config.safety, Event::Heal);
         while self.failure.is_none() && self.healing.phase != Phase::Done {
-            let Some(event) = self.world.pop() else {
+            let Some(event) = self.next_event() else {
+                if self.guide.as_ref().is_some_and(|guide| guide.over) {
+                    break;
+                }
                 return self.fail("nothing happens any more".to_string());
             };
+            if self.guide.as_ref().is_some_and(|guide| guide.over) {
+                break;
+            }
             self.handle(event);
             self.watch_state();
             self.strike_counted();

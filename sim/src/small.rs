@@ -7,6 +7,7 @@
 use crate::config::{Config, Fault, Mix};
 use crate::disk::Cut;
 use crate::entropy::Entropy;
+use crate::explore::ROUND;
 use crate::network::Character;
 use crate::run::{Report, run};
 use crate::story::Detail;
@@ -113,6 +114,35 @@ fn cut_of(kind: u64) -> Fault {
     }
 }
 
+/// The world whose orders are searched ([`crate::explore`]): everything takes one round.
+pub(crate) fn world_of_orders() -> Config {
+    let mut config = config(0, Vec::new());
+    config.character = Character {
+        delay_min: ROUND,
+        delay_max: ROUND,
+        spike: 0,
+        split: 0,
+        singly: true,
+    };
+    // What is drawn is the lowest, a quarter.
+    config.disk_delay = 4 * ROUND;
+    config.safety = 30 * SECONDS;
+    // Two chunks of the dirty maps, and the writes on their border: after a loss all is copied.
+    config.capacity = 32 * 4096;
+    config.script = script(16);
+    config
+}
+
+/// Two writes that overlap at a border, a flush, and a read of both.
+fn script(border: u64) -> Vec<Wish> {
+    vec![
+        wish(Op::Write, border - 1, 2),
+        wish(Op::Write, border, 1),
+        wish(Op::Flush, 0, 0),
+        wish(Op::Read, border - 1, 2),
+    ]
+}
+
 fn wish(op: Op, block: u64, blocks: u64) -> Wish {
     Wish {
         op,
@@ -153,6 +183,7 @@ fn config(order: u64, faults: Vec<(u64, Fault)>) -> Config {
             delay_max: 400 * MICROS,
             spike: 0,
             split: 0,
+            singly: false,
         },
         skew_ppm: vec![0; 5],
         disk_delay: 100 * MICROS,
@@ -181,12 +212,7 @@ fn config(order: u64, faults: Vec<(u64, Fault)>) -> Config {
         iscsi: None,
         scrub: None,
         transfer_blocks_max: 16,
-        script: vec![
-            wish(Op::Write, 1023, 2),
-            wish(Op::Write, 1024, 1),
-            wish(Op::Flush, 0, 0),
-            wish(Op::Read, 1023, 2),
-        ],
+        script: script(1024),
         struck: faults,
     }
 }

@@ -221,8 +221,8 @@ impl Cluster {
 
     /// A disk operation begins; its buffer has been retained.
     pub fn disk_starts(&mut self, host: Host, node: &mut Node, tag: DiskTag, op: DiskOp) {
-        let number = self.next_operation;
-        self.next_operation += 1;
+        let number = self.hosts[host].next_operation;
+        self.hosts[host].next_operation += 1;
         let operation = operation(&op, &node.arena);
         let written = match &operation {
             Operation::Write { bytes, .. } => Some(Rc::clone(bytes)),

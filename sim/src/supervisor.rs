@@ -106,6 +106,19 @@ impl Supervisor {
         self.seen.iter().map(|(host, facts)| (*host, facts))
     }
 
+    /// What it and the checkers know, for the name of a state.
+    pub fn digest(&self, sum: &mut crate::digest::Sum) {
+        sum.text(&(self.epoch, &self.epochs, &self.attached, &self.last_uuid));
+        sum.text(&(&self.uuids, &self.start_tickets, self.active));
+        sum.text(&(
+            self.client_loss,
+            &self.leaders,
+            &self.seen,
+            &self.membership,
+        ));
+        sum.text(&(&self.configs, self.counts.power_cuts));
+    }
+
     /// A supervisor that has started nothing.
     pub fn new(mut entropy: Entropy, active: Host) -> Supervisor {
         // Choices that have run out are zeros, which names nothing.
@@ -578,7 +591,7 @@ impl Cluster {
         }
     }
 
-    fn strike_with(&mut self, index: usize, fault: Fault) {
+    pub(crate) fn strike_with(&mut self, index: usize, fault: Fault) {
         let now = self.world.now();
         if self.healing.begun() {
             return;

@@ -56,6 +56,14 @@ impl SimWords {
         }
     }
 
+    /// All of it, for the name of a state.
+    pub fn digest(&self, sum: &mut crate::digest::Sum) {
+        for word in self.words.borrow().iter() {
+            sum.word(*word);
+        }
+        sum.text(&(&self.stores_left, &self.dead, &self.ghosts));
+    }
+
     /// The power was lost.
     pub fn lose(&self) {
         self.words.borrow_mut().fill(0);

@@ -210,7 +210,15 @@ impl Cluster {
             return;
         }
         let host = self.workload.attached[client];
-        let soon = self.workload.entropy.skewed(MILLIS, 100 * MILLIS);
+        let mut soon = self.workload.entropy.skewed(MILLIS, 100 * MILLIS);
+        if self.guide.is_some() {
+            // The shortest time would be drawn, again and again.
+            soon = if self.workload.quiet {
+                100 * MILLIS
+            } else {
+                4 * MILLIS
+            };
+        }
         let ready = !self.hosts[host].paused
             && self.hosts[host].node.as_mut().is_some_and(|node| {
                 node.engine()

@@ -92,10 +92,41 @@ impl<E> World<E> {
     /// The next event; time moves to it.
     pub fn pop(&mut self) -> Option<E> {
         let Reverse(item) = self.queue.pop()?;
-        self.now = item.at;
+        Some(self.begin(item))
+    }
+
+    /// What is passed over ([`World::take`]) happens late.
+    fn begin(&mut self, item: Item<E>) -> E {
+        self.now = self.now.max(item.at);
         self.events += 1;
-        self.note(item.at);
-        Some(item.event)
+        self.note(self.now);
+        item.event
+    }
+
+    /// All that is scheduled, in no order: time, name for [`World::take`], event.
+    pub fn scheduled(&self) -> impl Iterator<Item = (Nanos, u64, &E)> {
+        let items = self.queue.iter().map(|item| &item.0);
+        items.map(|item| (item.at, item.sequence, &item.event))
+    }
+
+    /// This event is the next one, whatever is due before it; time moves to it.
+    pub fn take(&mut self, name: u64) -> Option<E> {
+        let mut items = std::mem::take(&mut self.queue).into_vec();
+        let place = items.iter().position(|item| item.0.sequence == name);
+        let found = place.map(|place| items.swap_remove(place).0);
+        self.queue = items.into();
+        found.map(|item| self.begin(item))
+    }
+
+    /// What `chosen` names does not happen before `at`.
+    pub fn hold(&mut self, at: Nanos, chosen: impl Fn(u64, &E) -> bool) {
+        let mut items = std::mem::take(&mut self.queue).into_vec();
+        for Reverse(item) in &mut items {
+            if chosen(item.sequence, &item.event) {
+                item.at = item.at.max(at);
+            }
+        }
+        self.queue = items.into();
     }
 
     /// When the next event is due.
@@ -140,5 +171,23 @@ mod tests {
         assert_eq!(order, "abxcd");
         assert_eq!(world.now(), 5);
         assert_eq!(world.events(), 5);
+    }
+
+    #[test]
+    fn what_is_passed_over_or_held_back_happens_late() {
+        let mut world = World::new();
+        world.after(1, 'a');
+        world.after(2, 'b');
+        world.after(3, 'c');
+        let name = |world: &World<char>, which| {
+            let found = world.scheduled().find(|(_, _, event)| **event == which);
+            found.map(|(_, name, _)| name).expect("scheduled")
+        };
+        let b = name(&world, 'b');
+        assert_eq!(world.take(b), Some('b'));
+        assert_eq!(world.take(b), None);
+        world.hold(9, |_, event| *event == 'a');
+        assert_eq!((world.pop(), world.now()), (Some('c'), 3));
+        assert_eq!((world.pop(), world.now()), (Some('a'), 9));
     }
 }

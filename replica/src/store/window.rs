@@ -113,6 +113,9 @@ impl core::fmt::Debug for Window {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.debug_struct("Window")
             .field("header", &self.header)
+            .field("stored_tidx", &self.stored_tidx)
+            .field("header_changed", &self.header_changed)
+            .field("max_idx", &self.max_idx)
             .finish_non_exhaustive()
     }
 }

@@ -46,6 +46,11 @@ fn member(host: Host) -> Option<MemberId> {
 }
 
 impl Watcher {
+    /// What it remembers, for the name of a state.
+    pub fn digest(&self, sum: &mut crate::digest::Sum) {
+        sum.text(&(&self.promised, &self.lost, &self.windows));
+    }
+
     /// The disk of a host is another one from now on.
     pub fn forget(&mut self, host: Host) {
         self.promised.remove(&host);
@@ -97,7 +102,8 @@ impl Cluster {
     /// Samples now and then.
     pub fn watch_state(&mut self) {
         let events = self.world.events();
-        if self.watcher.sampled + EVERY <= events {
+        let searched = self.guide.is_some() && !self.healing.begun();
+        if searched || self.watcher.sampled + EVERY <= events {
             self.sample_state();
         }
     }
