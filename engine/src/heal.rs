@@ -11,7 +11,7 @@ use crate::syncset::Standing;
 use alloc::vec::Vec;
 use trilith_block::mark::{self, Mark};
 use trilith_block::mutant::{self, Mutant};
-use trilith_block::{BlockRange, ChunkMap, Idx, MemberId, Monotonic};
+use trilith_block::{BlockRange, ChunkMap, Idx, MemberId, MemberSet, Monotonic};
 use trilith_wire::{EntryStatus, MapKind, Message};
 
 /// Keys of chunk locks in the gate have this bit; keys of parts do not.
@@ -211,18 +211,7 @@ impl Engine {
             }
             RebuildStep::Unlock { token } => self.unlock(Some(member), token),
             RebuildStep::Read { token, range } => {
-                let mut source = self.holders(range).without(member);
-                if mutant::on(Mutant::RebuildWithoutLock) {
-                    source = self.sync.counted.without(member);
-                }
-                let owner = FlightOwner::Rebuild {
-                    target: member,
-                    token,
-                };
-                let sent = self
-                    .source_of(source)
-                    .and_then(|m| self.send_read(m, range, owner, cx));
-                if sent.is_none() {
+                if !self.read_for_copy((member, token), range, MemberSet::EMPTY, cx) {
                     let result = Err(EntryStatus::Refused);
                     self.rebuild_event(member, RebuildEvent::ReadDone { token, result }, cx);
                 }
@@ -386,6 +375,39 @@ impl Engine {
             ReadResult::Failed(status) => Err(status),
         };
         self.rebuild_event(member, RebuildEvent::ReadDone { token, result }, cx);
+    }
+
+    /// Asks one of those that hold a range, `bad` ones excepted. False when there is none.
+    fn read_for_copy(
+        &mut self,
+        (target, token): (MemberId, u64),
+        range: BlockRange,
+        bad: MemberSet,
+        cx: &mut Cx<'_>,
+    ) -> bool {
+        let mut sources = self.holders(range);
+        if mutant::on(Mutant::RebuildWithoutLock) {
+            sources = self.sync.counted;
+        }
+        let owner = FlightOwner::Rebuild { target, token, bad };
+        self.source_of(sources.without(target).minus(bad))
+            .and_then(|m| self.send_read(m, range, owner, cx))
+            .is_some()
+    }
+
+    /// A source could not be read: another one is asked. True when there is one.
+    pub(crate) fn copy_read_elsewhere(
+        &mut self,
+        copy: (MemberId, u64),
+        result: &ReadResult,
+        (range, bad): (BlockRange, MemberSet),
+        cx: &mut Cx<'_>,
+    ) -> bool {
+        let unreadable = matches!(
+            result,
+            ReadResult::Failed(EntryStatus::Io | EntryStatus::Checksum)
+        );
+        unreadable && self.read_for_copy(copy, range, bad, cx)
     }
 
     /// A REPAIRDONE of a copy.

@@ -31,6 +31,8 @@ pub(crate) enum FlightOwner {
     Rebuild {
         target: MemberId,
         token: u64,
+        /// Those whose copy could not be read.
+        bad: MemberSet,
     },
     /// Of the scrub, for what is right.
     Scrub {
@@ -377,7 +379,12 @@ impl Engine {
             .record(latency);
         match flight.owner {
             FlightOwner::Recovery { token } => self.recovery_data(token, result, cx),
-            FlightOwner::Rebuild { target, token } => self.copy_read(target, token, result, cx),
+            FlightOwner::Rebuild { target, token, bad } => {
+                let bad = bad.with(flight.member);
+                if !self.copy_read_elsewhere((target, token), &result, (flight.range, bad), cx) {
+                    self.copy_read(target, token, result, cx);
+                }
+            }
             FlightOwner::Scrub { token } => self.scrub_read(token, result, cx),
             FlightOwner::Digests { token, .. } => {
                 release(result, cx.data);
@@ -682,7 +689,7 @@ impl Engine {
                 }
                 // Told of the member's loss as such.
                 FlightOwner::Recovery { .. } => {}
-                FlightOwner::Rebuild { target, token } => {
+                FlightOwner::Rebuild { target, token, .. } => {
                     let lost = ReadResult::Failed(EntryStatus::Refused);
                     self.copy_read(target, token, lost, cx);
                 }

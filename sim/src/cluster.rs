@@ -54,6 +54,8 @@ pub enum Event {
     StartEngine(Host, u64, bool),
     /// The fault of this number strikes.
     Fault(usize),
+    /// Blocks of a replica rot.
+    Rot,
     /// A fault ends.
     Undo(Undo),
     /// A client wakes up.
@@ -95,6 +97,8 @@ pub struct Cluster {
     pub workload: Workload,
     /// Comparisons of the replicas.
     pub scrubs: crate::scrub::Scrubs,
+    /// What rots while faults strike.
+    pub decay: crate::decay::Decay,
     /// What clients did.
     pub history: History,
     /// What happened, in words.
@@ -150,6 +154,7 @@ impl Cluster {
                 self.start_engine(host, ticket, supersedes);
             }
             Event::Fault(index) => self.strike(index),
+            Event::Rot => self.rot_strikes(),
             Event::Undo(undo) => self.undo(undo),
             Event::Client(client) => self.client_wakes(client),
             Event::Initiator(client, life, number, deed) => {
@@ -712,9 +717,10 @@ impl Cluster {
 
     /// The process on a host is gone at once; its kernel lives.
     pub fn kill(&mut self, host: Host) {
-        let Some(node) = self.hosts[host].node.take() else {
+        let Some(mut node) = self.hosts[host].node.take() else {
             return;
         };
+        self.excuse_lost(host, Some(&mut node), false);
         drop(node);
         self.hosts[host].paused = false;
         self.hosts[host].backlog.clear();
@@ -736,7 +742,8 @@ impl Cluster {
 
     /// The host is gone without a word.
     pub fn cut_power(&mut self, host: Host, cut: crate::disk::Cut) {
-        self.hosts[host].node = None;
+        let mut node = self.hosts[host].node.take();
+        self.excuse_lost(host, node.as_mut(), true);
         self.hosts[host].paused = false;
         self.hosts[host].backlog.clear();
         self.hosts[host].powered = false;

@@ -234,6 +234,8 @@ pub struct Config {
     pub iscsi: Option<crate::iscsi::IscsiMix>,
     /// The copies are compared while all this goes on.
     pub scrub: Option<crate::scrub::ScrubMix>,
+    /// Blocks of one replica rot while faults strike.
+    pub decay: Option<crate::decay::DecayMix>,
     /// Requests go through this many 4 KiB-blocks at most in one request.
     pub transfer_blocks_max: u64,
     /// What clients ask for before they draw anything.
@@ -376,6 +378,7 @@ impl Config {
             nbd: entropy.chance(1, 4),
             iscsi: crate::iscsi::draw(seed),
             scrub: crate::scrub::draw(seed),
+            decay: None,
             transfer_blocks_max: entropy.pick(&[4, 16, 64, 256]),
             script: Vec::new(),
             struck: Vec::new(),
@@ -395,6 +398,7 @@ impl Config {
         let drawn = CHECKSUMS.contains(&seed) || seed >= CHECKSUMS_FROM;
         // A disk that loses what it has flushed may keep an old page and new data, which is rot.
         config.checksums = drawn && config.liars.is_empty() && entropy.chance(1, 2);
+        crate::decay::draw(&mut config);
         config
     }
 }

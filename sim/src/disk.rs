@@ -194,6 +194,23 @@ pub struct Disk {
     pub volatile_cache: bool,
     /// A power loss has taken back what a flush had said is durable.
     pub betrayed: bool,
+    /// Pages of the data file that have rotted.
+    rotten: BTreeMap<u32, Rot>,
+    /// Times that something has rotted.
+    pub rotted: u64,
+}
+
+/// A page that holds what nobody wrote, as long as its durable value is this one.
+#[derive(Debug)]
+struct Rot {
+    rotten: Rc<[u8; PAGE]>,
+    sound: Value,
+}
+
+impl Rot {
+    fn is_at(&self, value: &Value) -> bool {
+        value.as_ref().is_some_and(|v| Rc::ptr_eq(v, &self.rotten))
+    }
 }
 
 fn index(file: File) -> usize {
@@ -244,6 +261,8 @@ impl Disk {
             written: 0,
             volatile_cache,
             betrayed: false,
+            rotten: BTreeMap::new(),
+            rotted: 0,
         }
     }
 
@@ -510,11 +529,64 @@ impl Disk {
 
     /// One bit of a page is not what was written.
     pub fn rot(&mut self, file: File, page: usize, entropy: &mut Entropy) {
+        let sound = match file {
+            File::Data => self.sound(page).cloned(),
+            File::Meta => None,
+        };
         let slot = &mut self.images[index(file)].pages[page];
         let mut bytes = slot.current().as_ref().map_or([0; PAGE], |v| **v);
         bytes[entropy.index(PAGE)] ^= 1 << entropy.below(8);
         slot.volatile.clear();
-        slot.durable = Some(Rc::new(bytes));
+        let rotten = Rc::new(bytes);
+        slot.durable = Some(rotten.clone());
+        if file == File::Data {
+            self.rotted += 1;
+            self.rotten.insert(page as u32, Rot { rotten, sound });
+        }
+    }
+
+    /// Undoes the rot of a page of the data file, unless it was written since.
+    pub fn cure(&mut self, page: usize) {
+        if let Some(rot) = self.rotten.remove(&(page as u32)) {
+            let slot = &mut self.images[index(File::Data)].pages[page];
+            if rot.is_at(&slot.durable) {
+                slot.durable = rot.sound;
+            }
+        }
+    }
+
+    /// Pages of the data file whose durable value is rotten.
+    pub fn rotten_pages(&self) -> Vec<usize> {
+        let pages = &self.images[index(File::Data)].pages;
+        let live = |(page, rot): &(&u32, &Rot)| rot.is_at(&pages[**page as usize].durable);
+        let rotten = self.rotten.iter().filter(live);
+        rotten.map(|(page, _)| *page as usize).collect()
+    }
+
+    /// True when a read of this page of the data file finds what nobody wrote.
+    pub fn is_rotten(&self, page: usize) -> bool {
+        let value = self.images[index(File::Data)].pages.get(page);
+        let rot = self.rotten.get(&(page as u32));
+        rot.zip(value).is_some_and(|(r, v)| r.is_at(v.current()))
+    }
+
+    /// What would be there if it had not rotted.
+    fn unrotten<'a>(&'a self, page: usize, value: &'a Value) -> Option<&'a Rc<[u8; PAGE]>> {
+        match self.rotten.get(&(page as u32)) {
+            Some(rot) if rot.is_at(value) => rot.sound.as_ref(),
+            Some(_) | None => value.as_ref(),
+        }
+    }
+
+    /// What a read of a page of the data file would find if nothing had rotted; `None`: zeroes.
+    fn sound(&self, page: usize) -> Option<&Rc<[u8; PAGE]>> {
+        let slot = self.images[index(File::Data)].pages.get(page)?;
+        self.unrotten(page, slot.current())
+    }
+
+    /// The bytes of a page of the data file, as if nothing had rotted.
+    pub fn sound_page(&self, page: usize) -> [u8; PAGE] {
+        self.sound(page).map_or([0; PAGE], |bytes| **bytes)
     }
 
     /// A power loss shows what a flush was worth.
@@ -658,32 +730,27 @@ impl Disk {
         }
     }
 
-    /// The first word of a page of the data file: as read now, or as it is on stable media.
+    /// The first word of a page of the data file: as read now, or as it is on stable media. What rot
+    /// has made of it is no matter.
     pub fn first_word(&self, page: usize, stable: bool) -> u64 {
-        let Some(page) = self.images[1].pages.get(page) else {
+        let Some(slot) = self.images[1].pages.get(page) else {
             return 0;
         };
         let value = if stable {
-            &page.durable
+            &slot.durable
         } else {
-            page.current()
+            slot.current()
         };
-        value.as_ref().map_or(0, |bytes| {
+        self.unrotten(page, value).map_or(0, |bytes| {
             bytes[..8].try_into().map_or(0, u64::from_le_bytes)
         })
     }
 
-    /// True when both disks read the same in one page of the data file.
+    /// True when both disks read the same in one page of the data file, rot aside.
     pub fn same_page(&self, other: &Disk, page: usize) -> bool {
-        let value = |disk: &Disk| {
-            disk.images[1]
-                .pages
-                .get(page)
-                .and_then(|p| p.current().as_ref().cloned())
-        };
-        match (value(self), value(other)) {
+        match (self.sound(page), other.sound(page)) {
             (None, None) => true,
-            (Some(a), Some(b)) => Rc::ptr_eq(&a, &b) || a == b,
+            (Some(a), Some(b)) => Rc::ptr_eq(a, b) || a == b,
             (Some(a), None) | (None, Some(a)) => a.iter().all(|byte| *byte == 0),
         }
     }

@@ -275,7 +275,8 @@ pub(crate) fn is_chosen(event: &Event) -> bool {
         | Event::Supervise
         | Event::Replace
         | Event::Heal
-        | Event::Probe => false,
+        | Event::Probe
+        | Event::Rot => false,
     }
 }
 

@@ -23,6 +23,7 @@ pub mod buffers;
 pub mod check;
 pub mod cluster;
 pub mod config;
+pub mod decay;
 pub mod digest;
 pub mod disk;
 pub mod entropy;

@@ -196,6 +196,7 @@ impl Cluster {
             supervisor,
             workload: Workload::new(entropy.fork(4), &config),
             scrubs: crate::scrub::Scrubs::new(Entropy::from_seed(config.seed).fork(10)),
+            decay: crate::decay::Decay::new(config.seed),
             history: History::new(),
             story: Story::new(detail),
             failure: None,
@@ -241,6 +242,7 @@ impl Cluster {
         for client in 0..self.config.mix.clients {
             self.world.after(first_request, Event::Client(client));
         }
+        self.schedule_rot();
         for index in 0..self.config.plan.len() {
             let at = self.config.plan[index].0;
             self.world.at(at, Event::Fault(index));
@@ -462,7 +464,7 @@ impl Cluster {
             Phase::Rebuild => self.late(waited, REBUILD_WITHIN),
             Phase::Settle if waited > 3 * SECONDS => {
                 if self.nobody_is_missing() {
-                    self.compare();
+                    self.compare(false);
                 }
                 self.check_buffers();
                 let sound = self.nobody_is_missing() && !self.is_betrayed();
@@ -488,7 +490,7 @@ impl Cluster {
         if !over {
             return self.late(waited, SCRUB_WITHIN);
         }
-        self.compare();
+        self.compare(true);
         if self.config.final_cut {
             self.last_cut();
         } else {
@@ -583,8 +585,8 @@ impl Cluster {
         disks.any(|d| d.betrayed)
     }
 
-    /// I21: all replicas hold the same bytes.
-    fn compare(&mut self) {
+    /// I21: all replicas hold the same bytes; before a scrub rot is no matter.
+    fn compare(&mut self, scrubbed: bool) {
         if self.is_betrayed() {
             return;
         }
@@ -600,7 +602,11 @@ impl Cluster {
             .unwrap_or(0);
         let pages = pages.min((self.config.capacity / 4096) as usize);
         for (host, disk) in disks.iter().enumerate().skip(1) {
-            if let Some(page) = (0..pages).find(|p| !disks[0].same_page(disk, *p)) {
+            let differs = |p: &usize| {
+                let rotten = scrubbed && (disk.is_rotten(*p) || disks[0].is_rotten(*p));
+                rotten || !disks[0].same_page(disk, *p)
+            };
+            if let Some(page) = (0..pages).find(differs) {
                 let story = self.story_of(page as u64 * 4096);
                 return self.fail(format!(
                     "I21: replicas 0 and {host} differ in block {page}\n{story}"

@@ -1,7 +1,8 @@
 //! Scrubs (C24): the operator asks for them while faults strike, and whatever one finds must be there.
 //! Once all replicas are equal and nobody reads or writes, some copies rot, another scrub runs, and
-//! all must be equal and what it was. Rot strikes only then: without checksums on disk nobody can
-//! tell a client that what it reads is rotten, so a read before the scrub proves nothing.
+//! all must be equal and what it was. Without checksums on disk rot strikes only then: nobody could
+//! tell a client that what it reads is rotten, so a read before the scrub would prove nothing. What
+//! has rotted before, in runs with checksums ([`crate::decay`]), the last scrub must find as well.
 
 use crate::cluster::Cluster;
 use crate::config::Fault;
@@ -59,11 +60,6 @@ impl Scrubs {
             finished: 0,
         }
     }
-
-    /// A disk has changed something by itself.
-    pub fn has_rotted(&self) -> bool {
-        self.copies > 0
-    }
 }
 
 /// Drawn from a stream of its own, so that all else of a seed stays what it was.
@@ -71,7 +67,12 @@ pub fn draw(seed: u64) -> Option<ScrubMix> {
     let chosen = (SEEDS.contains(&seed) && seed.is_multiple_of(2))
         || (seed >= SEEDS_FROM && seed.is_multiple_of(5));
     let mut entropy = Entropy::from_seed(seed).fork(9);
-    chosen.then(|| ScrubMix {
+    chosen.then(|| draw_mix(&mut entropy))
+}
+
+/// How the scrubs of a run are.
+pub fn draw_mix(entropy: &mut Entropy) -> ScrubMix {
+    ScrubMix {
         asks: entropy.range(1, 16),
         bytes_per_second: entropy.pick(&[8 << 20, 64 << 20, 1 << 30]),
         rot: if entropy.chance(2, 3) {
@@ -79,7 +80,7 @@ pub fn draw(seed: u64) -> Option<ScrubMix> {
         } else {
             0
         },
-    })
+    }
 }
 
 impl Cluster {
@@ -115,7 +116,8 @@ impl Cluster {
     fn unfounded(&self, difference: &Difference) -> Option<&'static str> {
         let range = difference.range;
         let mut blocks = range.start.0..range.end().0;
-        if blocks.all(|block| self.scrubs.rotten.contains(&block)) || self.is_betrayed() {
+        let struck = |b: u64| self.scrubs.rotten.contains(&b) || self.decay.has_struck(b);
+        if blocks.all(struck) || self.is_betrayed() {
             return None;
         }
         let unread = |(_, fault): &(u64, Fault)| matches!(fault, Fault::ReadErrors { .. });
@@ -188,6 +190,8 @@ impl Cluster {
     pub fn last_scrub_is_over(&mut self, mix: &ScrubMix) -> bool {
         if !self.scrubs.asked {
             if !self.scrub_runs() {
+                self.scrubs.rotten = self.end_decay();
+                self.scrubs.copies = self.scrubs.rotten.len() as u64;
                 self.rot(mix.rot);
                 self.scrubs.asked = true;
                 self.ask(Operator::Scrub);

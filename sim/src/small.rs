@@ -211,6 +211,7 @@ fn config(order: u64, faults: Vec<(u64, Fault)>) -> Config {
         nbd: false,
         iscsi: None,
         scrub: None,
+        decay: None,
         transfer_blocks_max: 16,
         script: script(1024),
         struck: faults,

@@ -41,6 +41,8 @@ const REGRESSIONS: &[u64] = &[
     5_519_027_745_812, //
     5_519_027_746_091, //
     7_700_000_000_064, //
+    4_000_050,         // a rebuild asked the same source for ever, which could not read a block
+    4_000_130,         // a bad block beside one that was being written held a recovery up
     205_500,           // a request given back by submit was executed after the loss was accepted
 ];
 

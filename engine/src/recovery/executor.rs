@@ -454,8 +454,8 @@ impl Recovery {
     }
 
     /// The source could not be read. Any other member of Q outside its own D holds the canonical
-    /// content of the chunk (U is part of every D, so this never hides an open choice). Else the
-    /// targets are left out.
+    /// content of the chunk (U is part of every D, so this never hides an open choice); inside D
+    /// single blocks may be known to be canonical all the same. Else the targets are left out.
     fn read_elsewhere(&mut self, at: usize, out: &mut Vec<RecoveryStep>) {
         mark::reached(Mark::RecoveryReadElsewhere);
         let Job { token, run, state } = self.jobs[at];
@@ -464,7 +464,9 @@ impl Recovery {
             JobState::Free | JobState::Writing { .. } => return,
         };
         let other = self.live.minus(tried).iter().find(|member| {
-            *member != self.plan.base && !self.plan.differing.get(*member).touches(run.range)
+            *member != self.plan.base
+                && (!self.plan.differing.get(*member).touches(run.range)
+                    || self.plan.copies.holds(*member, run.range))
         });
         if let Some(source) = other {
             self.jobs[at].state = JobState::Reading {

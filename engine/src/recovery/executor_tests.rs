@@ -6,7 +6,7 @@ use alloc::collections::VecDeque;
 use alloc::vec;
 use core::time::Duration;
 use trilith_block::{BlockRange, Buffers, Idx, MemberSet, Monotonic};
-use trilith_wire::EntryStatus;
+use trilith_wire::{EntryStatus, SlotStatus};
 
 const ALL: [usize; 3] = [0, 1, 2];
 
@@ -390,6 +390,42 @@ fn blocks_that_the_base_cannot_read_come_from_a_member_known_to_be_equal_there()
         ),
         "{steps:?}"
     );
+}
+
+/// A write to block 3 has its whole chunk repaired, and 1 has accepted it as well as the base; 2 has
+/// only begun it. Each block of the chunk but that one is good at both.
+#[test]
+fn a_bad_block_beside_one_that_was_being_written_comes_from_another_member() {
+    let slot = |member, status| promise(member, (1, 0), &ALL, 5).entry(6, range(3, 1), status);
+    for (bad, others) in [(3, vec![1]), (9, vec![1, 2])] {
+        let q = [
+            slot(0, SlotStatus::Accepted),
+            slot(1, SlotStatus::Accepted),
+            slot(2, SlotStatus::Submitted),
+        ];
+        let mut bench = Bench::new(&q, 64);
+        bench.steps();
+        let first = bench.reconciled(&[0, 1, 2]);
+        let steps = bench.refuse(
+            first,
+            |_| true,
+            |source, blocks| {
+                let hit = blocks.start.0 <= bad && bad < blocks.end().0;
+                hit && !others.contains(&source)
+            },
+        );
+        let mut repaired: Vec<u64> = Vec::new();
+        for step in &steps {
+            assert!(!matches!(step, RecoveryStep::Failed(_)), "{steps:?}");
+            if let RecoveryStep::Repair { member, range, .. } = step
+                && member.index() == 2
+            {
+                repaired.extend(range.start.0..range.end().0);
+            }
+        }
+        repaired.sort_unstable();
+        assert_eq!(repaired, (0..16).collect::<Vec<_>>(), "block {bad}");
+    }
 }
 
 #[test]

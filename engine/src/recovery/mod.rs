@@ -11,6 +11,7 @@ use trilith_block::limits::MEMBERS_MAX;
 use trilith_block::{ChunkMap, MemberId};
 use trilith_wire::{ReplicaState, WindowRecord};
 
+mod copies;
 mod executor;
 mod overlay;
 mod plan;

@@ -4,6 +4,7 @@
 //! told. A rule that speaks of the activity log of a tainted member means its `need` as well, for a
 //! taint turns the one into the other (M2).
 
+use super::copies::Copies;
 use super::overlay::{Accepted, overrides};
 use super::{MemberMaps, Override, Promise};
 use alloc::vec::Vec;
@@ -80,6 +81,8 @@ pub struct Plan {
     pub limbo: ChunkMap,
     /// D: for each member the chunks where it may differ from the canonical content (R4).
     pub differing: MemberMaps,
+    /// Who holds the canonical value of a block, block by block.
+    pub(super) copies: Copies,
     /// For each voter the chunks of its failed slots: they are written anew there before the term
     /// starts, even where its own content is the canonical one (M3).
     pub failed: MemberMaps,
@@ -195,7 +198,8 @@ pub fn plan(
     }
 
     let limbo = limbo(&q, base, tm, lossy, capacity_blocks);
-    let differing = differing(&q, membership.members(), base, tm, &limbo, capacity_blocks);
+    let copies = Copies::of(&q, membership.members(), base, tm, lossy);
+    let differing = differing(&q, &copies, base, &limbo, capacity_blocks);
     note_plan(&q, base, lossy, &overrides);
     let highest_loss = q.iter().map(|v| v.promise.state.loss).max().unwrap_or(0);
     let loss = if lossy && !mutant::on(Mutant::LossyWithoutEpoch) {
@@ -217,6 +221,7 @@ pub fn plan(
         overrides,
         limbo,
         differing,
+        copies,
         failed: failed_chunks(&q, capacity_blocks),
         first_iss,
         start,
@@ -348,20 +353,62 @@ fn limbo(
     lossy: bool,
     capacity_blocks: u64,
 ) -> ChunkMap {
-    let mut limbo = ChunkMap::new();
+    let mut limbo = in_doubt(q, base, lossy);
     for v in q.iter().filter(|v| v.promise.state.se.term == tm) {
         add_window(&mut limbo, v.promise);
     }
-    limbo.union(&base.promise.need);
-    if base.void {
-        limbo.union(&base.promise.al);
-    }
-    for v in q.iter().filter(|v| lossy && v.in_m && v.void) {
-        limbo.union(&v.promise.al);
-        limbo.union(&v.promise.need);
-    }
     clip(&mut limbo, capacity_blocks);
     limbo
+}
+
+impl Copies {
+    /// What the promises say of each block. D without the windows is in `apart`.
+    fn of(q: &[Voter<'_>], members: MemberSet, base: &Voter<'_>, tm: Term, lossy: bool) -> Copies {
+        let mut apart = MemberMaps::new();
+        for member in members.iter() {
+            let map = apart.get_mut(member);
+            *map = in_doubt(q, base, lossy);
+            if member == base.member() {
+                continue;
+            }
+            for v in q
+                .iter()
+                .filter(|v| v.promise.state.se.term == tm && v.member() != member)
+            {
+                map.union(v.promise.dirty.get(member));
+            }
+            for v in q.iter().filter(|v| v.member() == member) {
+                map.union(&v.promise.need);
+                if v.void {
+                    map.union(&v.promise.al);
+                }
+            }
+        }
+        let records = q.iter().flat_map(|v| {
+            let slots = v.promise.window.iter();
+            slots.map(|record| (v.member(), *record))
+        });
+        Copies {
+            members,
+            voters: set_of(q.iter()),
+            witnesses: set_of(q.iter().filter(|v| v.in_m && !v.void)),
+            apart,
+            records: records.collect(),
+        }
+    }
+}
+
+/// U without the windows.
+fn in_doubt(q: &[Voter<'_>], base: &Voter<'_>, lossy: bool) -> ChunkMap {
+    let mut map = base.promise.need.clone();
+    if base.void {
+        map.union(&base.promise.al);
+    }
+    for v in q.iter().filter(|v| lossy && v.in_m && v.void) {
+        map.union(&v.promise.al);
+        map.union(&v.promise.need);
+    }
+    map
 }
 
 /// R4, D: U, what members of term Tm say that the voter may lack, and what the voter says of
@@ -369,31 +416,21 @@ fn limbo(
 /// most inside U.
 fn differing(
     q: &[Voter<'_>],
-    members: MemberSet,
+    copies: &Copies,
     base: &Voter<'_>,
-    tm: Term,
     limbo: &ChunkMap,
     capacity_blocks: u64,
 ) -> MemberMaps {
     let mut differing = MemberMaps::new();
-    for member in members.iter() {
+    for member in copies.members.iter() {
         let map = differing.get_mut(member);
         *map = limbo.clone();
         if member == base.member() {
             continue;
         }
-        for v in q
-            .iter()
-            .filter(|v| v.promise.state.se.term == tm && v.member() != member)
-        {
-            map.union(v.promise.dirty.get(member));
-        }
+        map.union(copies.apart.get(member));
         for v in q.iter().filter(|v| v.member() == member) {
             add_window(map, v.promise);
-            map.union(&v.promise.need);
-            if v.void {
-                map.union(&v.promise.al);
-            }
         }
         clip(map, capacity_blocks);
     }

@@ -112,6 +112,26 @@ fn a_lost_member_is_demoted_told_rebuilt_and_joins() {
     w.stop();
 }
 
+/// The source that is usually taken cannot be read: the other one is asked.
+#[test]
+fn a_rebuild_reads_elsewhere_what_one_source_cannot_read() {
+    for bad in [0, 1] {
+        let mut w = World::new(3);
+        w.wait_mode(Mode::Healthy);
+        write_some(&mut w, 3, 1);
+        w.isolate(2);
+        assert!(w.until(10_000, |w| status(w).counters.demotions == 1));
+        write_some(&mut w, 4, 2);
+        w.fakes[bad].fail_reads = true;
+        w.heal(2);
+        w.wait_mode(Mode::Healthy);
+        w.fakes[bad].fail_reads = false;
+        w.run(100);
+        assert_equal(&w);
+        w.stop();
+    }
+}
+
 /// 8.5: whatever the phase, what the member lacks is in the dirty maps that the next engine finds.
 #[test]
 fn an_engine_that_takes_over_in_any_phase_of_a_rebuild_finishes_it() {

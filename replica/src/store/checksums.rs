@@ -19,7 +19,7 @@ use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
 use trilith_block::limits::{BLOCK_BYTES, EXTENT_BLOCKS};
 use trilith_block::mutant::{self, Mutant};
-use trilith_block::{BlockRange, BufSlice, Buffers, ExtentNo};
+use trilith_block::{BlockRange, Blocks, BufSlice, Buffers, ExtentNo, Lba};
 
 /// Loads at once, and pages of one save: each has a block of the buffer of its kind.
 const SLOTS: usize = META_IO_BLOCKS_MAX as usize;
@@ -210,8 +210,25 @@ impl Checksums {
         }
     }
 
+    /// The checksum of a block, 0 = not known; `None` when the page on the disk says it.
+    pub(crate) fn held(&self, block: Lba) -> Option<u32> {
+        if self.void.contains(&block.extent()) {
+            return Some(0);
+        }
+        let page = self.pages.get(&block.extent()).filter(|p| !p.loading)?;
+        let at = places(BlockRange::new(block, Blocks(1))).start;
+        page.sums.get(at).copied()
+    }
+
     /// True when no block of `range`, which lies in one extent, is known to be another than `bytes`.
-    pub(crate) fn agree(&self, range: BlockRange, bytes: &[u8], data: &dyn Buffers) -> bool {
+    /// Those whose place in it is not `judged` may be anything.
+    pub(crate) fn agree(
+        &self,
+        range: BlockRange,
+        bytes: &[u8],
+        judged: impl Fn(usize) -> bool,
+        data: &dyn Buffers,
+    ) -> bool {
         let Some(page) = self.pages.get(&range.start.extent()) else {
             return true;
         };
@@ -219,7 +236,10 @@ impl Checksums {
         page.sums[places(range)]
             .iter()
             .zip(blocks)
-            .all(|(sum, block)| *sum == 0 || *sum == stored(data.crc32c(0, block)))
+            .enumerate()
+            .all(|(place, (sum, block))| {
+                *sum == 0 || !judged(place) || *sum == stored(data.crc32c(0, block))
+            })
     }
 
     fn touch(&mut self, extent: ExtentNo) -> Option<&mut Page> {

@@ -10,6 +10,32 @@ use trilith_block::chunks::{chunk_range, split_at_extents};
 use trilith_block::limits::{BLOCK_SHIFT, EXTENT_CHUNKS, TRANSFER_BYTES_MAX};
 use trilith_block::{BlockRange, Blocks, BufSlice, Buffers};
 
+const READ_WORDS: usize = (TRANSFER_BYTES_MAX >> BLOCK_SHIFT) as usize / 64;
+
+/// Blocks of a read, counted from its first, beside which a change ran.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Raced([u64; READ_WORDS]);
+
+impl Raced {
+    /// A change runs beside a read.
+    pub(crate) fn add(&mut self, read: BlockRange, change: BlockRange) {
+        let common = intersection(read, change);
+        for block in common.start.0..common.end().0 {
+            let place = usize::try_from(block - read.start.0).unwrap_or(usize::MAX);
+            if let Some(word) = self.0.get_mut(place / 64) {
+                *word |= 1 << (place % 64);
+            }
+        }
+    }
+
+    /// Was it that block?
+    pub(crate) fn contains(&self, place: usize) -> bool {
+        self.0
+            .get(place / 64)
+            .is_some_and(|word| word & (1 << (place % 64)) != 0)
+    }
+}
+
 /// A read that runs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reading {
@@ -19,8 +45,8 @@ pub(crate) struct Reading {
     error: Option<DiskError>,
     pub(crate) range: BlockRange,
     buf: BufSlice,
-    /// A change of its blocks ran beside it.
-    pub(crate) raced: bool,
+    /// Blocks that may be what they were before a change or after it.
+    pub(crate) raced: Raced,
     /// Extents of its range, counted from the first, whose checksums it holds.
     pub(crate) pinned: u8,
 }
@@ -54,7 +80,7 @@ impl Store {
             error: None,
             range,
             buf,
-            raced: false,
+            raced: Raced::default(),
             pinned: 0,
         };
         let number = self.reads_free.pop().unwrap_or_else(|| {
@@ -173,8 +199,8 @@ impl Store {
                 ..
             } = *reading;
             // Where the device gave nothing there is nothing to judge.
-            let skip = raced || error.is_some();
-            let verified = self.verify((range, buf), (skip, pinned), data);
+            let judged = error.is_none().then_some(raced);
+            let verified = self.verify((range, buf), (judged, pinned), data);
             let result = error.map_or(verified.map(|()| false), Err);
             out.event(StoreEvent::ReadDone { token, result });
             self.reads_free

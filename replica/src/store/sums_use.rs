@@ -5,11 +5,12 @@ use super::changes::WAIT_SUMS;
 use super::checksums::{Checksums, Saved};
 use super::disk::{DiskError, DiskOp, FileRole, StoreOut};
 use super::limits::META_BLOCK_BYTES;
+use super::reads::Raced;
 use super::state::{Purpose, Store};
 use trilith_block::chunks::split_at_extents;
 use trilith_block::limits::BLOCK_SHIFT;
 use trilith_block::mutant::{self, Mutant};
-use trilith_block::{BlockRange, BufSlice, Buffers, ExtentNo};
+use trilith_block::{BlockRange, BufSlice, Buffers, ExtentNo, Lba};
 
 impl Store {
     fn page_offset(&self, extent: ExtentNo) -> u64 {
@@ -19,6 +20,11 @@ impl Store {
     /// Pages of checksums in memory.
     pub fn checksum_pages_held(&self) -> usize {
         self.checksums.as_deref().map_or(0, Checksums::pages_held)
+    }
+
+    /// The checksum of a block as memory has it, 0 = not known; `None`: the page on the disk counts.
+    pub fn checksum_held(&self, block: Lba) -> Option<u32> {
+        self.checksums.as_deref().and_then(|sums| sums.held(block))
     }
 
     /// A change has its extent in the activity log: it waits for the page too.
@@ -36,8 +42,9 @@ impl Store {
         if let Some(sums) = self.checksums.as_deref_mut() {
             sums.begin(range);
             for reading in &mut self.reads {
-                let raced = reading.range.overlaps(range);
-                reading.raced |= raced && !mutant::on(Mutant::ChecksumsNotSuspended);
+                if reading.range.overlaps(range) && !mutant::on(Mutant::ChecksumsNotSuspended) {
+                    reading.raced.add(reading.range, range);
+                }
             }
         }
     }
@@ -59,9 +66,17 @@ impl Store {
             return 0;
         };
         let (mut waits, mut pinned) = (0, 0u8);
-        let mut raced = false;
+        let mut raced = Raced::default();
         for (place, part) in split_at_extents(range).enumerate() {
-            raced |= self.overlap.overlapping(part).next().is_some();
+            for change in self.overlap.overlapping(part) {
+                let change = u32::try_from(change).ok();
+                let change = change.and_then(|number| self.running.get(number));
+                if let Some(change) = change
+                    && !mutant::on(Mutant::ChecksumsNotSuspended)
+                {
+                    raced.add(range, change.range);
+                }
+            }
             if let Some(loading) = sums.want_read(part.start.extent(), number) {
                 pinned |= 1 << place;
                 waits += u32::from(loading);
@@ -71,18 +86,17 @@ impl Store {
             .ok()
             .and_then(|n| self.reads.get_mut(n))
         {
-            let judged = mutant::on(Mutant::ChecksumsNotSuspended);
-            (reading.raced, reading.pinned) = (raced && !judged, pinned);
+            (reading.raced, reading.pinned) = (raced, pinned);
         }
         waits
     }
 
-    /// The device and the pages have been read: are the blocks what was written? With `skip` they are
-    /// not judged: what a change has overtaken may be either.
+    /// The device and the pages have been read: are the blocks what was written? Those that a change
+    /// has overtaken may be either and are not judged; without `raced` none is.
     pub(crate) fn verify(
         &mut self,
         (range, buf): (BlockRange, BufSlice),
-        (skip, pinned): (bool, u8),
+        (raced, pinned): (Option<Raced>, u8),
         data: &dyn Buffers,
     ) -> Result<(), DiskError> {
         let Some(sums) = self.checksums.as_deref_mut() else {
@@ -95,7 +109,11 @@ impl Store {
             }
             let at = u32::try_from((part.start.0 - range.start.0) << BLOCK_SHIFT).unwrap_or(0);
             let len = u32::try_from(part.bytes()).unwrap_or(0);
-            good &= skip || sums.agree(part, data.bytes(buf.slice(at, len)), data);
+            if let Some(raced) = raced {
+                let first = usize::try_from(part.start.0 - range.start.0).unwrap_or(usize::MAX);
+                let judged = |place: usize| !raced.contains(first + place);
+                good &= sums.agree(part, data.bytes(buf.slice(at, len)), judged, data);
+            }
             sums.release(part.start.extent());
         }
         if good {

@@ -187,6 +187,39 @@ fn a_read_that_a_write_overtakes_is_not_judged() {
     assert_eq!(world.store.counters().reads_rotten, 0);
 }
 
+/// Only the blocks of the change may be either: another block of the read is judged.
+#[test]
+fn beside_a_write_the_other_blocks_of_a_read_are_judged() {
+    for write_first in [true, false] {
+        let mut world = World::with_checksums();
+        world.write(1, range(5, 3), 1);
+        world.run();
+        world.disk.rot(7, 2);
+        let buf = world.buffers.alloc(3 * 4096).unwrap();
+        let read = |world: &mut World| {
+            let (data, out) = (&mut world.buffers, &mut world.out);
+            let taken = world.store.read(Token(5), range(5, 3), buf, data, out);
+            assert_eq!(taken, Ok(()));
+            world.drain();
+        };
+        if write_first {
+            world.write(2, range(5, 1), 100);
+            read(&mut world);
+        } else {
+            read(&mut world);
+            world.write(2, range(5, 1), 100);
+        }
+        world.run();
+        let rotten = StoreEvent::ReadDone {
+            token: Token(5),
+            result: Err(DiskError::Checksum),
+        };
+        let events = world.take_events();
+        assert!(events.contains(&rotten), "{events:?}");
+        world.buffers.release(buf.buf);
+    }
+}
+
 #[test]
 fn a_read_that_the_device_refuses_is_not_rotten() {
     let mut world = World::with_checksums();
