@@ -213,7 +213,9 @@ impl Engine {
             return;
         };
         let able = holders.minus(read.bad);
-        if able.is_empty() && !holders.is_empty() {
+        // Who counts and lags behind will hold it soon, or no longer count.
+        let hope = self.sync.counted.minus(read.bad);
+        if able.is_empty() && !holders.is_empty() && hope.is_empty() {
             return self.read_failed(key, cx);
         }
         if read.dest.is_none() {
