@@ -214,8 +214,7 @@ impl Engine {
         };
         let able = holders.minus(read.bad);
         // Who counts and lags behind will hold it soon, or no longer count.
-        let hope = self.sync.counted.minus(read.bad);
-        if able.is_empty() && !holders.is_empty() && hope.is_empty() {
+        if !holders.is_empty() && self.sync.counted.minus(read.bad).is_empty() {
             return self.read_failed(key, cx);
         }
         if read.dest.is_none() {

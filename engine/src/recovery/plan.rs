@@ -365,9 +365,10 @@ impl Copies {
     /// What the promises say of each block. D without the windows is in `apart`.
     fn of(q: &[Voter<'_>], members: MemberSet, base: &Voter<'_>, tm: Term, lossy: bool) -> Copies {
         let mut apart = MemberMaps::new();
+        let in_doubt = in_doubt(q, base, lossy);
         for member in members.iter() {
             let map = apart.get_mut(member);
-            *map = in_doubt(q, base, lossy);
+            map.clone_from(&in_doubt);
             if member == base.member() {
                 continue;
             }

@@ -244,16 +244,7 @@ fn an_entry_behind_a_sync_set_fits_when_the_cut_before_it_makes_room() {
         world.write(idx, range(idx % 64, 1), idx);
         world.run();
     }
-    let set = SyncSet {
-        idx: Idx(slots),
-        se: SyncEpoch {
-            term: Term(0),
-            n: 1,
-        },
-        iss: MemberSet::first(2),
-        trk: MemberSet::first(2),
-        join: None,
-    };
+    let set = member_2_leaves(slots);
     world
         .store
         .sync_set(Token(1), set, &mut world.buffers, &mut world.out)
