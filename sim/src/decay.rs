@@ -18,7 +18,7 @@ use crate::process::Node;
 use crate::world::{MICROS, MILLIS};
 use std::collections::BTreeSet;
 use std::ops::Range;
-use trilith_block::{BlockRange, Blocks, ExtentNo, Lba};
+use trilith_block::{BlockRange, Blocks, Lba};
 use trilith_replica::store::{MapName, Store};
 
 /// In these seeds, and in every other one from [`SEEDS_FROM`] on whose replicas keep checksums and all
@@ -236,7 +236,7 @@ impl Cluster {
             .and_then(|n| n.replica())
             .and_then(|r| r.machine.store());
         // Of one that is being opened, or has been dead for a while, everything may be in the log.
-        let logged = |block: u64| store.is_none_or(|s| s.is_logged(extent_of(block)));
+        let logged = |block: u64| store.is_none_or(|s| s.is_logged(Lba(block).extent()));
         if power || store.is_some() {
             self.cure(rotting, |_, block| logged(block));
         }
@@ -268,8 +268,4 @@ impl Cluster {
                 .collect()
         })
     }
-}
-
-fn extent_of(block: u64) -> ExtentNo {
-    Lba(block).extent()
 }
