@@ -218,9 +218,10 @@ impl Session {
         self.cmd_sn = self.cmd_sn.wrapping_add(1);
     }
 
-    /// What was sent and not taken is lost from this byte on, and so is all that follows.
+    /// What was sent and not taken is lost from this byte on, and so is all that follows. Where
+    /// nothing is lost the connection goes on: the command may be answered before anybody ends it.
     pub fn tear(&mut self, left: usize) {
-        self.torn = true;
+        self.torn = left < self.up.len();
         self.up.truncate(left);
     }
 
@@ -468,4 +469,48 @@ pub fn unmap(lba: u64, blocks: u64) -> (Vec<u8>, Vec<u8>) {
     list.extend_from_slice(&(blocks as u32).to_be_bytes());
     list.extend_from_slice(&[0; 4]);
     (cdb, list)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A session in full feature phase that has sent one command.
+    fn asked() -> Session {
+        let manners = Manners {
+            block: 4096,
+            digests: false,
+            immediate: true,
+            burst: 4096,
+            segment: 4096,
+        };
+        let mut session = Session::login(manners, 0);
+        session.in_full_feature = true;
+        session.up.clear();
+        session.command(read(1));
+        session
+    }
+
+    fn read(number: u64) -> Command {
+        Command {
+            number,
+            cdb: cdb10(0x28, 0, 0, 1),
+            data: Vec::new(),
+            reads: 4096,
+            ordered: false,
+        }
+    }
+
+    #[test]
+    fn torn_session_sends_nothing_more_unless_all_of_its_bytes_had_left() {
+        for (left, sends) in [(0, false), (HEAD - 1, false), (HEAD, true)] {
+            let mut session = asked();
+            assert_eq!(session.up.len(), HEAD);
+            session.tear(left);
+            assert_eq!(session.up.len(), left);
+            session.up.clear();
+            session.command(read(2));
+            assert_eq!(!session.up.is_empty(), sends, "{left} bytes had left");
+        }
+    }
 }
