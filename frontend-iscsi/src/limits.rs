@@ -90,8 +90,10 @@ pub const PAYLOAD_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub const ARENA_RETRY_SPAN: Duration = Duration::from_millis(2);
 /// Time without a byte from an initiator after which it is asked for a sign of life (NOP-In).
 pub const PING_SPAN: Duration = Duration::from_secs(30);
-/// Time that the answer to it may take. Then the connection is closed.
-pub const PING_ANSWER_SPAN_MAX: Duration = Duration::from_secs(30);
+/// Time that the answer to it may take. Then the connection is closed. Single-threaded initiators read nothing
+/// while they sleep, and a minute is a common sleep (libiscsi's tests): this is a minute and a half after
+/// the last byte, so that the end of such a sleep does not race with the close.
+pub const PING_ANSWER_SPAN_MAX: Duration = Duration::from_secs(60);
 /// Time from the end of service to the close of connections that still have tasks.
 pub const SHUTDOWN_SPAN_MAX: Duration = Duration::from_secs(5);
 /// SANITIZE: bytes overwritten per second at most, so that it leaves room for other volumes.

@@ -2,7 +2,7 @@
 
 use crate::bytes::be32;
 use crate::conn::{Phase, Recv, Sink};
-use crate::limits::{SEGMENT_BYTES_MAX, TEXT_SEGMENT_BYTES_MAX};
+use crate::limits::{PING_SPAN, SEGMENT_BYTES_MAX, TEXT_SEGMENT_BYTES_MAX};
 use crate::pdu::{BHS_BYTES, Bhs, DIGEST_BYTES, NO_TAG, flag, opcode, reason};
 use crate::scsi::sense::Sense;
 use crate::target::{IscsiTarget, Out};
@@ -84,7 +84,12 @@ impl IscsiTarget {
         let len = head.data_bytes();
         conn.recv = Recv::Head;
         conn.sink = Sink::None;
-        conn.ping_end = None;
+        if conn.ping_end.take().is_some() {
+            // Asked again in time, not when this answer would have been too late.
+            let end = conn.seen.after(PING_SPAN);
+            self.watch_until(end);
+        }
+        let conn = &mut self.conns[slot];
         if conn.phase == Phase::Login {
             // RFC 7143 6.3: nothing but login requests before full feature phase.
             if head.opcode() != opcode::LOGIN || len > TEXT_SEGMENT_BYTES_MAX {
