@@ -22,10 +22,23 @@ const SUPER_BLOCK_PAGES: u32 = 1 << ORDER_MAX;
 /// Bits of a `BufId` that hold the page number; the generation has the others.
 const PAGE_BITS: u32 = 20;
 const GENERATION_MASK: u16 = (1 << (32 - PAGE_BITS)) - 1;
+/// Number of [`Share`]s.
+const SHARES: usize = 2;
 /// End of a list.
 const NONE: u32 = u32::MAX;
 /// Bytes copied between two runs of the checksum in `copy_crc32c`: stays in the first cache.
 const COPY_STEP_BYTES: u32 = 4096;
+
+/// For whom memory is taken. Two machines of one process that wait for each other have a budget each,
+/// so that neither takes what the other needs to go on.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Share {
+    /// Has what [`Arena::set_apart`] leaves: everything, if it is not called.
+    #[default]
+    First,
+    /// Has what was set apart.
+    Second,
+}
 
 /// How large the arena may grow and what it lies on.
 #[derive(Clone, Copy, Debug)]
@@ -121,9 +134,15 @@ pub(crate) struct Loan(u32);
 pub struct Arena {
     map: MmapRaw,
     pages: Vec<Page>,
-    super_blocks_max: u32,
-    free: [u32; ORDERS],
-    used_bytes: u64,
+    /// Super-blocks that each share may have.
+    super_blocks_max: [u32; SHARES],
+    /// Whose each super-block is: buffers of different shares never lie in the same one, so neither
+    /// splits what the other needs in one piece.
+    shares: Vec<Share>,
+    /// For whom memory is taken now.
+    acting: Share,
+    free: [[u32; ORDERS]; SHARES],
+    used_bytes: [u64; SHARES],
     loans: Vec<LoanEntry>,
     loans_free: u32,
     loans_count: usize,
@@ -158,9 +177,11 @@ impl Arena {
         Ok(Arena {
             map: MmapRaw::from(map),
             pages: Vec::new(),
-            super_blocks_max: u32::try_from(super_blocks).unwrap_or(1),
-            free: [NONE; ORDERS],
-            used_bytes: 0,
+            super_blocks_max: [u32::try_from(super_blocks).unwrap_or(1), 0],
+            shares: Vec::new(),
+            acting: Share::First,
+            free: [[NONE; ORDERS]; SHARES],
+            used_bytes: [0; SHARES],
             loans: Vec::new(),
             loans_free: NONE,
             loans_count: 0,
@@ -168,14 +189,32 @@ impl Arena {
         })
     }
 
-    /// The budget in bytes.
+    /// Gives `bytes` of the budget (rounded down to MiB) to the second share; the first one keeps at
+    /// least 1 MiB.
+    ///
+    /// # Panics
+    /// When a buffer has been taken before.
+    pub fn set_apart(&mut self, bytes: u64) {
+        assert!(self.pages.is_empty(), "memory set apart after use");
+        let all = self.super_blocks_max();
+        let wanted = u32::try_from(bytes / u64::from(SUPER_BLOCK_BYTES)).unwrap_or(all);
+        let second = wanted.min(all - 1);
+        self.super_blocks_max = [all - second, second];
+    }
+
+    /// From now on memory is taken for this share. Released it is by anyone.
+    pub fn act_for(&mut self, share: Share) {
+        self.acting = share;
+    }
+
+    /// The budget of all shares in bytes.
     pub fn budget(&self) -> u64 {
-        u64::from(self.super_blocks_max) * u64::from(SUPER_BLOCK_BYTES)
+        u64::from(self.super_blocks_max()) * u64::from(SUPER_BLOCK_BYTES)
     }
 
     /// Bytes in buffers that have an owner (rounded up to the size class).
     pub fn used(&self) -> u64 {
-        self.used_bytes
+        self.used_bytes.iter().sum()
     }
 
     /// Bytes of memory taken from the system so far; it never shrinks.
@@ -230,7 +269,12 @@ impl Arena {
     }
 
     pub(crate) fn super_blocks_max(&self) -> u32 {
-        self.super_blocks_max
+        self.super_blocks_max.iter().sum()
+    }
+
+    /// Whose a page is.
+    fn share_of(&self, page: u32) -> usize {
+        self.shares[(page / SUPER_BLOCK_PAGES) as usize] as usize
     }
 
     pub(crate) fn super_block(&self, index: u32) -> (*mut u8, u32) {
@@ -281,7 +325,8 @@ impl Arena {
             assert!(entry.loans == NONE, "page {page} is lent and has no owner");
             entry.generation = (entry.generation + 1) & GENERATION_MASK;
             let order = entry.order;
-            self.used_bytes -= u64::from(BLOCK_BYTES) << order;
+            let share = self.share_of(page);
+            self.used_bytes[share] -= u64::from(BLOCK_BYTES) << order;
             self.put(page, order);
         }
     }
@@ -317,6 +362,11 @@ impl Arena {
     pub(crate) fn loan_address(&self, loan: &Loan) -> *mut u8 {
         let slice = self.loans[loan.0 as usize].slice;
         self.address(self.page_of(slice.buf), slice.offset)
+    }
+
+    /// What was lent.
+    pub(crate) fn loan_slice(&self, loan: &Loan) -> BufSlice {
+        self.loans[loan.0 as usize].slice
     }
 
     /// The super-block that a loan lies in: its index as a registered buffer.
@@ -373,10 +423,13 @@ impl Arena {
     }
 
     fn grow(&mut self) -> bool {
-        if self.super_blocks() == self.super_blocks_max {
+        let share = self.acting;
+        let count = self.shares.iter().filter(|owner| **owner == share).count();
+        if count >= self.super_blocks_max[share as usize] as usize {
             return false;
         }
         let first = self.super_blocks() * SUPER_BLOCK_PAGES;
+        self.shares.push(share);
         self.pages
             .resize(self.pages.len() + SUPER_BLOCK_PAGES as usize, FRESH_PAGE);
         self.link(first, ORDER_MAX);
@@ -384,14 +437,15 @@ impl Arena {
     }
 
     fn link(&mut self, page: u32, order: u8) {
-        let head = self.free[order as usize];
+        let share = self.share_of(page);
+        let head = self.free[share][order as usize];
         if head != NONE {
             self.pages[head as usize].previous = page;
         }
         let entry = &mut self.pages[page as usize];
         (entry.next, entry.previous) = (head, NONE);
         (entry.order, entry.state) = (order, PageState::Free);
-        self.free[order as usize] = page;
+        self.free[share][order as usize] = page;
     }
 
     fn unlink(&mut self, page: u32) {
@@ -402,7 +456,8 @@ impl Arena {
             ..
         } = self.pages[page as usize];
         if previous == NONE {
-            self.free[order as usize] = next;
+            let share = self.share_of(page);
+            self.free[share][order as usize] = next;
         } else {
             self.pages[previous as usize].next = next;
         }
@@ -412,15 +467,16 @@ impl Arena {
         self.pages[page as usize].state = PageState::Inner;
     }
 
-    /// Takes a free run of this order, splitting a longer one when needed.
+    /// Takes a free run of this order for who acts, splitting a longer one when needed.
     fn take(&mut self, order: u8) -> Option<u32> {
-        let found = (order..=ORDER_MAX).find(|order| self.free[*order as usize] != NONE);
+        let share = self.acting as usize;
+        let found = (order..=ORDER_MAX).find(|order| self.free[share][*order as usize] != NONE);
         let mut at = match found {
             Some(order) => order,
             None if self.grow() => ORDER_MAX,
             None => return None,
         };
-        let page = self.free[at as usize];
+        let page = self.free[share][at as usize];
         self.unlink(page);
         while at > order {
             at -= 1;
@@ -464,7 +520,7 @@ impl Buffers for Arena {
         }
         let order = order_of(len);
         let page = self.take(order)?;
-        self.used_bytes += u64::from(BLOCK_BYTES) << order;
+        self.used_bytes[self.acting as usize] += u64::from(BLOCK_BYTES) << order;
         let entry = &mut self.pages[page as usize];
         entry.state = PageState::Used;
         entry.owners = 1;
@@ -539,7 +595,9 @@ impl Buffers for Arena {
     }
 
     fn available(&self) -> u64 {
-        self.budget() - self.used_bytes
+        let share = self.acting as usize;
+        let budget = u64::from(self.super_blocks_max[share]) * u64::from(SUPER_BLOCK_BYTES);
+        budget - self.used_bytes[share]
     }
 }
 

@@ -204,3 +204,30 @@ fn a_buffer_released_beside_its_action_lives_until_the_action_is_taken() {
     arena.reclaim();
     assert_eq!(arena.used(), 0);
 }
+
+#[test]
+fn what_is_set_apart_is_there_however_much_the_other_share_takes() {
+    let mut arena = arena(4);
+    arena.set_apart(1 << 20);
+    let mut first = Vec::new();
+    // Every super-block that it may have is in use, and none of them whole.
+    while let Some(slice) = arena.alloc(4096) {
+        first.push(slice);
+    }
+    assert_eq!((first.len(), arena.available()), (3 * 256, 0));
+    arena.act_for(Share::Second);
+    assert_eq!(arena.available(), 1 << 20);
+    let second = arena.alloc(1 << 20).unwrap();
+    assert_eq!((arena.alloc(1), arena.used()), (None, 4 << 20));
+    // Whoever releases, memory goes back to whom it was given.
+    for slice in first {
+        arena.release(slice.buf);
+    }
+    arena.reclaim();
+    assert_eq!((arena.alloc(1), arena.available()), (None, 0));
+    arena.act_for(Share::First);
+    arena.release(second.buf);
+    arena.reclaim();
+    let whole = (0..4).map_while(|_| arena.alloc(1 << 20)).count();
+    assert_eq!(whole, 3, "free runs join again within a share");
+}

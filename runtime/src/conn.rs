@@ -8,7 +8,7 @@ use crate::address::Address;
 use crate::arena::Loan;
 use crate::backend::FdRef;
 use crate::kernel_buf::KernelBuf;
-use crate::limits::{CONNECTION_SLOT_BITS, CONNECTIONS_MAX};
+use crate::limits::{CONNECTION_SLOT_BITS, CONNECTIONS_MAX, HELD_BYTES_MAX};
 use crate::output::Output;
 use socket2::{SockAddr, Socket};
 use trilith_block::{ConnId, Monotonic, Want};
@@ -33,12 +33,20 @@ pub(crate) enum Receiving {
     Direct(Loan),
 }
 
+/// What carries the bytes of a connection.
+#[derive(Debug)]
+pub(crate) enum Link {
+    /// A socket of the kernel.
+    Socket { socket: Socket, fd: FdRef },
+    /// Another connection of this loop, whose output is the input of this one: see `own.rs`.
+    Own(ConnId),
+}
+
 #[derive(Debug)]
 pub(crate) struct Conn {
     pub(crate) id: ConnId,
     pub(crate) phase: Phase,
-    pub(crate) socket: Socket,
-    pub(crate) fd: FdRef,
+    pub(crate) link: Link,
     pub(crate) peer: Address,
     /// Where a dial goes; the kernel reads it while it connects.
     pub(crate) target: Option<Box<SockAddr>>,
@@ -72,12 +80,11 @@ pub(crate) struct Conn {
 }
 
 impl Conn {
-    pub(crate) fn new(id: ConnId, phase: Phase, socket: Socket, fd: FdRef, peer: Address) -> Conn {
+    pub(crate) fn new(id: ConnId, phase: Phase, link: Link, peer: Address) -> Conn {
         Conn {
             id,
             phase,
-            socket,
-            fd,
+            link,
             peer,
             target: None,
             connecting: false,
@@ -100,9 +107,22 @@ impl Conn {
         }
     }
 
+    /// Its socket, if it has one.
+    pub(crate) fn socket(&self) -> Option<(&Socket, FdRef)> {
+        match &self.link {
+            Link::Socket { socket, fd } => Some((socket, *fd)),
+            Link::Own(_) => None,
+        }
+    }
+
     /// True when the kernel works on something of this connection.
     pub(crate) fn is_busy(&self) -> bool {
         self.connecting || self.output.in_flight() || !matches!(self.receiving, Receiving::Idle)
+    }
+
+    /// True while what is queued stays here.
+    pub(crate) fn is_held(&self) -> bool {
+        self.held && self.phase == Phase::Open && self.output.queued() < HELD_BYTES_MAX
     }
 
     /// Bytes received and not consumed.
@@ -178,6 +198,15 @@ impl Conns {
 
     pub(crate) fn get(&mut self, slot: u32) -> Option<&mut Conn> {
         self.slots.get_mut(slot as usize)?.as_deref_mut()
+    }
+
+    /// Two live connections at once.
+    pub(crate) fn two(&mut self, one: u32, other: u32) -> Option<(&mut Conn, &mut Conn)> {
+        let places = [one as usize, other as usize];
+        match self.slots.get_disjoint_mut(places) {
+            Ok([Some(one), Some(other)]) => Some((one, other)),
+            _ => None,
+        }
     }
 
     /// The slot of a live connection.

@@ -4,7 +4,7 @@
 use crate::address::Address;
 use crate::arena::Arena;
 use crate::backend::{Backend, Completion, Driver, FdRef, FdUse, SysOp};
-use crate::conn::{Conn, Conns, Phase};
+use crate::conn::{Conn, Conns, Link, Phase};
 use crate::disk::{Disk, DiskDone};
 use crate::error::RuntimeError;
 use crate::handler::Signal;
@@ -291,13 +291,8 @@ impl Io {
             .map_err(|error| RuntimeError::new(format!("dial {address}"), error))?;
         sockets::no_delay(&socket, address);
         let fd = self.driver.attach(socket.as_raw_fd(), FdUse::Stream)?;
-        let mut conn = Box::new(Conn::new(
-            id,
-            Phase::Connecting,
-            socket,
-            fd,
-            address.clone(),
-        ));
+        let link = Link::Socket { socket, fd };
+        let mut conn = Box::new(Conn::new(id, Phase::Connecting, link, address.clone()));
         let target = conn.target.insert(Box::new(target));
         let connect = SysOp::Connect {
             address: target.as_ptr().cast(),
@@ -340,6 +335,9 @@ impl Io {
             );
             return self.kill(slot);
         }
+        if let Link::Own(other) = entry.link {
+            return self.send_own(slot, other, head, payload);
+        }
         entry.output.push(head, payload, &mut self.arena);
         self.mark_dirty(slot);
     }
@@ -362,6 +360,7 @@ impl Io {
         if let Some(entry) = self.conns.get(slot) {
             entry.held = held;
         }
+        self.offer(slot);
         self.mark_dirty(slot);
     }
 

@@ -36,6 +36,7 @@ mod kernel_buf;
 pub mod limits;
 mod listeners;
 mod output;
+mod own;
 mod secrets;
 mod signals;
 mod sockets;
@@ -47,7 +48,7 @@ mod waker;
 mod words;
 
 pub use address::Address;
-pub use arena::{Arena, ArenaConfig};
+pub use arena::{Arena, ArenaConfig, Share};
 pub use backend::Backend;
 pub use clock::{now, unix_seconds};
 pub use disk::{DiskDone, DiskOp, DiskRequest, FileId};

@@ -2,7 +2,7 @@
 
 use crate::address::Address;
 use crate::backend::{FdRef, FdUse, SysOp};
-use crate::conn::{Conn, Phase};
+use crate::conn::{Conn, Link, Phase};
 use crate::error::RuntimeError;
 use crate::io::{Event, Io, Key, ListenerId};
 use crate::limits::{ACCEPT_RETRY_PAUSE, LISTENERS_MAX};
@@ -101,6 +101,12 @@ impl Io {
         Some(&entry.listening.address)
     }
 
+    /// Where a listener listens, if it takes connections.
+    pub(crate) fn open_listener(&self, listener: ListenerId) -> Option<&Address> {
+        let entry = self.listeners.get(listener.0 as usize)?.as_ref()?;
+        (!entry.stopping).then_some(&entry.listening.address)
+    }
+
     /// Stops listening. Connections stay.
     pub fn stop_listening(&mut self, listener: ListenerId) {
         let Some(Some(entry)) = self.listeners.get_mut(listener.0 as usize) else {
@@ -189,8 +195,9 @@ impl Io {
         };
         match self.driver.attach(socket.as_raw_fd(), FdUse::Stream) {
             Ok(fd) => {
-                self.conns
-                    .put(slot, Box::new(Conn::new(id, Phase::Open, socket, fd, peer)));
+                let link = Link::Socket { socket, fd };
+                let conn = Conn::new(id, Phase::Open, link, peer);
+                self.conns.put(slot, Box::new(conn));
                 self.stats.connections += 1;
                 self.events.push_back(Event::Accepted(listener, id));
                 self.events.push_back(Event::Opened(id));

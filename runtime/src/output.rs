@@ -36,6 +36,8 @@ pub(crate) struct Output {
     message: Box<libc::msghdr>,
     in_flight: bool,
     queued: usize,
+    /// Runs of `flying` that [`Output::take`] is done with, and bytes of the next one.
+    taken: (usize, usize),
 }
 
 fn empty_message() -> libc::msghdr {
@@ -50,6 +52,15 @@ fn empty_message() -> libc::msghdr {
     }
 }
 
+/// Some of the bytes that one end of a connection within the loop has for the other.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Part<'a> {
+    /// Of a head.
+    Bytes(&'a [u8]),
+    /// Of a payload.
+    Slice(BufSlice),
+}
+
 impl Output {
     pub(crate) fn new() -> Output {
         Output {
@@ -60,6 +71,7 @@ impl Output {
             message: Box::new(empty_message()),
             in_flight: false,
             queued: 0,
+            taken: (0, 0),
         }
     }
 
@@ -146,6 +158,55 @@ impl Output {
         }
     }
 
+    /// Hands the next `len` bytes over in parts, for a connection that has no socket. A payload is
+    /// given back as soon as all of it was handed over.
+    ///
+    /// # Panics
+    /// When fewer are queued.
+    pub(crate) fn take(
+        &mut self,
+        len: usize,
+        arena: &mut Arena,
+        mut each: impl FnMut(&mut Arena, Part<'_>),
+    ) {
+        assert!(len <= self.queued, "{len} bytes of {} taken", self.queued);
+        self.queued -= len;
+        let mut left = len;
+        while left > 0 {
+            let (at, skip) = self.taken;
+            let Some(run) = self.flying.runs.get_mut(at) else {
+                Output::forget(&mut self.flying, arena);
+                mem::swap(&mut self.waiting, &mut self.flying);
+                self.taken = (0, 0);
+                continue;
+            };
+            let (whole, step) = match run {
+                Run::Head { start, len } => {
+                    let step = left.min(*len - skip);
+                    let from = *start + skip;
+                    each(arena, Part::Bytes(&self.flying.heads[from..from + step]));
+                    (*len, step)
+                }
+                Run::Payload { loan, len } => {
+                    let step = left.min(*len - skip);
+                    let part = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+                    let slice = arena.loan_slice(loan);
+                    each(arena, Part::Slice(slice.slice(part(skip), part(step))));
+                    (*len, step)
+                }
+            };
+            left -= step;
+            self.taken = (at, skip + step);
+            if self.taken.1 == whole {
+                self.taken = (at + 1, 0);
+                let spent = mem::replace(run, Run::Head { start: 0, len: 0 });
+                if let Run::Payload { loan, .. } = spent {
+                    arena.give_back(loan);
+                }
+            }
+        }
+    }
+
     /// The `sendmsg` in flight has ended.
     pub(crate) fn landed(&mut self) {
         self.in_flight = false;
@@ -191,6 +252,7 @@ impl Output {
         self.pieces.clear();
         self.first = 0;
         self.queued = 0;
+        self.taken = (0, 0);
     }
 
     /// Owners of buffers are gone only through the arena.

@@ -1,14 +1,15 @@
 //! Sends, receives and the end of connections: the loop's side of `conn.rs`.
 
-use crate::backend::{Piece, SysOp};
-use crate::conn::{Phase, Receiving};
+use crate::backend::{FdRef, Piece, SysOp};
+use crate::conn::{Link, Phase, Receiving};
 use crate::io::{Event, Io, Key};
 use crate::kernel_buf::KernelBuf;
 use crate::limits::{
-    DIRECT_RECEIVE_BYTES_MIN, DRAIN_TIME_MAX, HELD_BYTES_MAX, LINGER_TIME_MAX,
-    QUICK_SEND_BYTES_MAX, RECEIVE_BUFFER_BYTES,
+    DIRECT_RECEIVE_BYTES_MIN, DRAIN_TIME_MAX, LINGER_TIME_MAX, QUICK_SEND_BYTES_MAX,
+    RECEIVE_BUFFER_BYTES,
 };
 use core::cmp::Reverse;
+use socket2::Socket;
 use std::io;
 use std::net::Shutdown;
 use trilith_block::limits::HEADER_BYTES_MAX;
@@ -85,7 +86,10 @@ impl Io {
         if !matches!(conn.phase, Phase::Open | Phase::Draining) {
             return;
         }
-        if conn.held && conn.phase == Phase::Open && conn.output.queued() < HELD_BYTES_MAX {
+        let Some((_, fd)) = conn.socket() else {
+            return;
+        };
+        if conn.is_held() {
             return;
         }
         let Some(message) = conn.output.start(&self.arena) else {
@@ -95,7 +99,6 @@ impl Io {
         let quick = conn.phase == Phase::Open && self.paused.is_empty();
         let len = u32::try_from(conn.output.next_bytes()).unwrap_or(u32::MAX);
         let quick = quick && len <= QUICK_SEND_BYTES_MAX;
-        let fd = conn.fd;
         self.stats.sends += 1;
         let op = SysOp::Send {
             message,
@@ -132,6 +135,9 @@ impl Io {
         if !matches!(conn.receiving, Receiving::Idle) || conn.ended || conn.connecting {
             return;
         }
+        let Some((_, fd)) = conn.socket() else {
+            return;
+        };
         let discards = match conn.phase {
             Phase::Open => false,
             Phase::Draining | Phase::Lingering => true,
@@ -146,14 +152,14 @@ impl Io {
                 let filled = u32::try_from(conn.filled).unwrap_or(slice.len);
                 let missing = slice.len - filled;
                 if missing >= DIRECT_RECEIVE_BYTES_MIN && conn.unread() == 0 {
-                    return self.receive_direct(slot, slice.slice(filled, missing));
+                    return self.receive_direct(slot, fd, slice.slice(filled, missing));
                 }
             }
         }
-        self.receive_buffered(slot);
+        self.receive_buffered(slot, fd);
     }
 
-    fn receive_direct(&mut self, slot: u32, slice: trilith_block::BufSlice) {
+    fn receive_direct(&mut self, slot: u32, fd: FdRef, slice: trilith_block::BufSlice) {
         let loan = self.arena.lend(slice, true);
         let start = self.arena.loan_address(&loan);
         let Some(conn) = self.conns.get(slot) else {
@@ -170,13 +176,12 @@ impl Io {
             all: true,
             expect_wait: !conn.more,
         };
-        let fd = conn.fd;
         self.stats.direct_receives += 1;
         // SAFETY: the arena has lent the memory, until `receive_completed` gives it back.
         unsafe { self.driver.submit(Key::Receive(slot).pack(), fd, op) };
     }
 
-    fn receive_buffered(&mut self, slot: u32) {
+    fn receive_buffered(&mut self, slot: u32, fd: FdRef) {
         let Some(conn) = self.conns.get(slot) else {
             return;
         };
@@ -208,7 +213,6 @@ impl Io {
             all: false,
             expect_wait: !conn.more,
         };
-        let fd = conn.fd;
         // SAFETY: the tail of the buffer is lent until `receive_completed` takes it back, and the
         // connection is not dropped before.
         unsafe { self.driver.submit(Key::Receive(slot).pack(), fd, op) };
@@ -297,13 +301,19 @@ impl Io {
         if !matches!(conn.receiving, Receiving::Buffered) {
             (conn.start, conn.end) = (0, 0);
         }
-        let (id, fd) = (conn.id, conn.fd);
+        let id = conn.id;
         let direct = matches!(conn.receiving, Receiving::Direct(_));
         let deadline = self.now.after(DRAIN_TIME_MAX);
         conn.deadline = Some(deadline);
         self.timers.push(Reverse((deadline, id)));
-        if direct {
-            self.driver.cancel(Key::Receive(slot).pack(), fd);
+        match (&conn.link, direct) {
+            (Link::Socket { fd, .. }, true) => self.driver.cancel(Key::Receive(slot).pack(), *fd),
+            (Link::Socket { .. }, false) => {}
+            (Link::Own(other), _) => {
+                let other = *other;
+                self.refuse_input(other);
+                self.offer(slot);
+            }
         }
         self.mark_dirty(slot);
     }
@@ -316,13 +326,25 @@ impl Io {
         if conn.phase != Phase::Dead {
             conn.phase = Phase::Dead;
             conn.want = None;
-            if let Err(error) = conn.socket.shutdown(Shutdown::Both) {
-                tracing::trace!(%error, "shutdown of a socket that is not connected");
+            match &conn.link {
+                Link::Socket { socket, .. } => {
+                    if let Err(error) = socket.shutdown(Shutdown::Both) {
+                        tracing::trace!(%error, "shutdown of a socket that is not connected");
+                    }
+                }
+                Link::Own(other) => {
+                    let other = *other;
+                    conn.output.abandon(&mut self.arena);
+                    self.refuse_input(other);
+                }
             }
         }
-        if !conn.cancelled {
+        let Some(conn) = self.conns.get(slot) else {
+            return;
+        };
+        if let (Link::Socket { fd, .. }, false) = (&conn.link, conn.cancelled) {
+            let fd = *fd;
             conn.cancelled = true;
-            let fd = conn.fd;
             let flying = [
                 (conn.connecting, Key::Connect(slot)),
                 (conn.output.in_flight(), Key::Send(slot)),
@@ -358,7 +380,8 @@ impl Io {
                 }
                 // Our end of stream goes out; the socket is closed after the peer's has come,
                 // since closing with unread input would reset the connection and lose output.
-                if conn.socket.shutdown(Shutdown::Write).is_err() {
+                let half = |(socket, _): (&Socket, _)| socket.shutdown(Shutdown::Write).is_ok();
+                if !conn.socket().is_some_and(half) {
                     return self.kill(slot);
                 }
                 conn.phase = Phase::Lingering;
@@ -383,7 +406,10 @@ impl Io {
         if !conn.told {
             self.events.push_back(Event::Closed(conn.id));
         }
-        self.driver.detach(conn.fd);
+        match conn.link {
+            Link::Socket { fd, .. } => self.driver.detach(fd),
+            Link::Own(other) => self.other_is_gone(other),
+        }
         drop(conn);
         if was_full {
             self.accept_all();
@@ -440,7 +466,11 @@ impl Io {
 
     /// True when received bytes wait to be delivered.
     pub(crate) fn has_unread(&mut self, slot: u32) -> bool {
-        self.conns.get(slot).is_some_and(|conn| conn.unread() > 0)
+        match self.conns.get(slot) {
+            Some(conn) if conn.socket().is_some() => conn.unread() > 0,
+            Some(_) => self.has_unread_own(slot),
+            None => false,
+        }
     }
 
     /// Delivers from what has been received, as far as it goes. `scratch` takes header bytes.
@@ -450,6 +480,9 @@ impl Io {
         };
         if conn.id != id || conn.phase != Phase::Open || !conn.announced {
             return Step::Gone;
+        }
+        if let Link::Own(other) = conn.link {
+            return self.step_own(slot, other, scratch);
         }
         let complete = match conn.want {
             None => return Step::Ask,

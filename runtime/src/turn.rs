@@ -10,7 +10,7 @@ use crate::io::{Event, Io};
 use crate::limits::{FRAMES_PER_ROUND_MAX, ROUND_BYTES_MAX, ROUNDS_PER_TURN_MAX};
 use crate::streams::Step;
 use core::time::Duration;
-use trilith_block::{Buffers, ConnId, StreamEvent, Want};
+use trilith_block::{ConnId, StreamEvent, Want};
 
 /// How to make a loop.
 #[derive(Clone, Copy, Debug)]
@@ -43,8 +43,8 @@ pub struct Loop {
     io: Io,
     scratch: Vec<u8>,
     asked: Vec<ConnId>,
-    /// A connection has delivered its share of payload in this round, and has more.
-    cut: bool,
+    /// Connections that have delivered their share of payload in this turn, and have more.
+    cut: Vec<u32>,
 }
 
 impl Loop {
@@ -64,7 +64,7 @@ impl Loop {
             io,
             scratch: Vec::new(),
             asked: Vec::new(),
-            cut: false,
+            cut: Vec::new(),
         })
     }
 
@@ -106,12 +106,12 @@ impl Loop {
             handler.settle(&mut self.io, now);
             self.io.arena.reclaim();
             self.ask_paused(handler);
-            // What a share of payload has brought about leaves before the next one is looked at.
-            let cut = core::mem::take(&mut self.cut);
-            if self.io.events.is_empty() && (self.io.ready.is_empty() || cut) {
+            if self.io.events.is_empty() && self.io.ready.is_empty() {
                 break;
             }
         }
+        // What a share of payload has brought about leaves before the next one is looked at.
+        self.io.ready.extend(self.cut.drain(..));
         self.io.flush();
         Ok(())
     }
@@ -168,8 +168,7 @@ impl Loop {
         let (mut bytes, mut wanted) = (0, 0);
         while frames < FRAMES_PER_ROUND_MAX {
             if bytes >= ROUND_BYTES_MAX && self.io.has_unread(slot) {
-                self.cut = true;
-                break;
+                return self.set_aside(slot);
             }
             match self.io.step(slot, id, &mut self.scratch) {
                 Step::Ask => {
@@ -194,6 +193,16 @@ impl Loop {
             }
         }
         self.io.mark_ready(slot);
+    }
+
+    /// It is looked at again in the next turn, and not before.
+    fn set_aside(&mut self, slot: u32) {
+        if let Some(conn) = self.io.conns.get(slot)
+            && !conn.is_ready
+        {
+            conn.is_ready = true;
+            self.cut.push(slot);
+        }
     }
 
     /// Asks those who wanted nothing again.
@@ -225,6 +234,6 @@ impl Loop {
     pub fn is_at_rest(&mut self) -> bool {
         self.io.arena.reclaim();
         let arena = self.io.arena();
-        arena.lent() == 0 && arena.available() == arena.budget()
+        arena.lent() == 0 && arena.used() == 0
     }
 }
