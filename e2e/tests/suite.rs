@@ -2,6 +2,8 @@
 
 #[path = "suite/bad_input.rs"]
 mod bad_input;
+#[path = "suite/carried.rs"]
+mod carried;
 #[path = "suite/checksums.rs"]
 mod checksums;
 #[path = "suite/clients.rs"]

@@ -123,17 +123,25 @@ fn discover(port: u16, unit: u8) -> Result<String> {
     Ok(format!("{portal}/{name}/{unit}"))
 }
 
-/// Number of replicas and flags of a volume by the name of its target: `trilith3`, or `trilith3-spin`
-/// for one whose processes look out for events before they sleep. `trilith3-batch` has the flags of
-/// `trilith3`; see [`is_batch`].
-fn volume(name: &str) -> Option<(usize, &'static [&'static str])> {
-    let name = name.strip_prefix("trilith")?;
-    let name = name.strip_suffix(BATCH).unwrap_or(name);
-    let (replicas, more): (&str, &[&str]) = match name.strip_suffix("-spin") {
-        Some(replicas) => (replicas, &["--spin", SPIN]),
-        None => (name, &[]),
-    };
-    Some((replicas.parse().ok()?, more))
+/// Number of replicas and flags of a volume by the name of its target: `trilith3`, and behind it
+/// `-carry` or `-apart` (the engine carries a replica, or does not), then `-spin` (its processes look
+/// out for events before they sleep), then `-batch` (see [`is_batch`]).
+fn volume(name: &str) -> Option<(usize, Vec<&'static str>)> {
+    let mut name = name.strip_prefix("trilith")?;
+    let mut more = Vec::new();
+    let endings: [(&str, &[&str]); 4] = [
+        (BATCH, &[]),
+        ("-spin", &["--spin", SPIN]),
+        ("-carry", &["--carry"]),
+        ("-apart", &["--apart"]),
+    ];
+    for (ending, flags) in endings {
+        if let Some(rest) = name.strip_suffix(ending) {
+            name = rest;
+            more.extend(flags);
+        }
+    }
+    Some((name.parse().ok()?, more))
 }
 
 /// End of the name of a volume whose processes run under SCHED_BATCH: woken ones do not interrupt who runs.
@@ -215,11 +223,11 @@ impl Target {
             }
             _ => match volume(name) {
                 Some((replicas, more)) => {
-                    target.start_trilith(replicas, dir, &log, size_mib, more)?;
+                    target.start_trilith(replicas, dir, &log, size_mib, &more)?;
                 }
                 None => bail!(
                     "target {name}: expected raw, trilith1, trilith3, trilith5 (or one of them with \
-                     -spin, -batch or -spin-batch), qemu-nbd, quorum, nbd-server, nbdkit-file, nbdkit-memory, \
+                     -carry or -apart, then -spin, then -batch), qemu-nbd, quorum, nbd-server, nbdkit-file, nbdkit-memory, \
                      frontend-memory or null-tokio-uring"
                 ),
             },
@@ -321,7 +329,9 @@ impl Target {
         if let Some((replicas, more)) = volume(name) {
             let port = free_port()?;
             let portal = format!("127.0.0.1:{port}");
-            let more = [&["--iscsi", portal.as_str(), "--iscsi-block", "4096"], more].concat();
+            let mut more = more;
+            more.extend(["--iscsi-block", "4096", "--iscsi"]);
+            let more = [&more[..], &[portal.as_str()]].concat();
             target.start_trilith(replicas, dir, &log, size_mib, &more)?;
             fill(&target.place, size_mib)?;
             target.place = Place::Iscsi(discover(port, 0)?);
@@ -332,7 +342,8 @@ impl Target {
             "tgt-rdwr" => &["--bstype", "rdwr"],
             "tgt-aio" => &["--bstype", "aio"],
             _ => bail!(
-                "target {name}: expected trilith1, trilith3, trilith5 (or one of them with -spin), \
+                "target {name}: expected trilith1, trilith3, trilith5 (or one of them with -carry or \
+                 -apart, then -spin), \
                  tgt-direct, tgt-rdwr or tgt-aio"
             ),
         };

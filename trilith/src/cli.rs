@@ -44,7 +44,7 @@ pub(crate) enum Command {
     /// Run one replica.
     Replica(ReplicaArgs),
     /// Run the engine of a volume.
-    Engine(EngineArgs),
+    Engine(Box<EngineArgs>),
 }
 
 /// How to talk to the kernel.
@@ -132,6 +132,13 @@ pub(crate) struct UpArgs {
     /// /dev/shm].
     #[arg(long, value_name = "DIR")]
     pub(crate) window_dir: Option<PathBuf>,
+    /// Run the first replica in the engine's process: less to wake for each request, but the two end
+    /// together [default with one replica].
+    #[arg(long, conflicts_with = "apart")]
+    pub(crate) carry: bool,
+    /// Run every replica in a process of its own [default with more than one].
+    #[arg(long)]
+    pub(crate) apart: bool,
 }
 
 /// Flags of `status`.
@@ -352,6 +359,22 @@ pub(crate) struct EngineArgs {
     /// device that an engine before has left is not taken over).
     #[arg(long, value_name = "N")]
     pub(crate) loss: Option<u32>,
+    /// Carry a replica: run the one of this number and directory (or block device) in this process as
+    /// well, so that its share of a request wakes no other process. It listens where --replica says.
+    #[arg(
+        long,
+        value_parser = parse_carried,
+        value_name = "N=DIR|DEVICE",
+        conflicts_with = "take_over"
+    )]
+    pub(crate) carry: Option<(usize, PathBuf)>,
+    /// Admin endpoint of the replica that is carried, once for each.
+    #[arg(long, value_name = "ADDRESS", requires = "carry")]
+    pub(crate) carry_admin: Vec<Address>,
+    /// Directory on tmpfs for what must outlive the replica that is carried but not the kernel
+    /// [default: /run or /dev/shm].
+    #[arg(long, value_name = "DIR", requires = "carry")]
+    pub(crate) window_dir: Option<PathBuf>,
     /// Name of the volume: the NBD export.
     #[arg(long, value_parser = parse_name, default_value = "vol", value_name = "NAME")]
     pub(crate) name: String,
@@ -614,6 +637,14 @@ fn parse_identity(text: &str) -> Result<(usize, Uuid), String> {
     Ok((member, parse_uuid(id)?))
 }
 
+fn parse_carried(text: &str) -> Result<(usize, PathBuf), String> {
+    let (member, path) = numbered(text, "DIR")?;
+    if path.is_empty() {
+        return Err(format!("expected MEMBER=DIR, found {text:?}"));
+    }
+    Ok((member, path.into()))
+}
+
 /// A member number and what is said of it.
 fn numbered<'a>(text: &'a str, what: &str) -> Result<(usize, &'a str), String> {
     let wrong = || {
@@ -654,6 +685,8 @@ mod tests {
             "trilith up --iscsi 127.0.0.1:3261 --iscsi-portal storage.example:3260 --nbd off",
             "trilith up --iscsi off",
             "trilith up --spin 500us",
+            "trilith up --carry",
+            "trilith up --size 1GiB --replicas 1 --apart",
             "trilith up --ublk",
             "trilith up --ublk --size 1G --ublk-queues 2 --nbd off --iscsi off",
             "trilith up --ublk 3",
@@ -681,6 +714,11 @@ mod tests {
             format!("trilith engine --volume {uuid} --replica 0=unix:a --size 1G --secret-file s");
         assert!(parse(&format!("{engine} --attach-epoch 3 --nbd 127.0.0.1:1")).is_ok());
         assert!(parse(&format!("{engine} --take-over --supersedes {uuid}")).is_ok());
+        assert!(parse(&format!("{engine} --attach-epoch 3 --carry 0=/r")).is_ok());
+        assert!(
+            parse(&format!("{engine} --take-over --carry 0=/r")).is_err(),
+            "a replica that does not run yet cannot be asked"
+        );
         assert!(
             parse(&engine).is_err(),
             "an attach epoch must come from somewhere"
@@ -700,6 +738,7 @@ mod tests {
             "trilith up --ublk b",
             "trilith up --ublk 1048576",
             "trilith up --ublk-queues 0",
+            "trilith up --carry --apart",
             "trilith up --spin 1",
             "trilith up --spin 1s",
             "trilith up --spin 11ms",

@@ -26,6 +26,8 @@ pub(crate) enum Command {
         /// Its address.
         address: String,
     },
+    /// Let go of the replica that is carried: it has no place any more (engine only).
+    LetGo,
 }
 
 impl Command {
@@ -34,6 +36,7 @@ impl Command {
         match self {
             Command::Grant(span) => format!("grant {}\n", span.as_millis()),
             Command::Stop => "stop\n".to_owned(),
+            Command::LetGo => "let-go\n".to_owned(),
             Command::Replace {
                 old,
                 new,
@@ -60,6 +63,7 @@ impl Command {
         let command = match (words.next()?, words.next()) {
             ("grant", Some(millis)) => Command::Grant(Duration::from_millis(millis.parse().ok()?)),
             ("stop", None) => Command::Stop,
+            ("let-go", None) => Command::LetGo,
             _ => return None,
         };
         words.next().is_none().then_some(command)
@@ -113,6 +117,8 @@ pub(crate) enum News {
     KeepOld,
     /// The volume is a block device of this host, of this number (engine only).
     Device(u32),
+    /// The replica that was carried has failed, and its files and addresses are free (engine only).
+    Dropped,
 }
 
 impl News {
@@ -128,6 +134,7 @@ impl News {
             News::Members { bits, settled } => format!("members {bits} {settled}\n"),
             News::KeepOld => "keep-old\n".to_owned(),
             News::Device(number) => format!("device {number}\n"),
+            News::Dropped => "dropped\n".to_owned(),
         }
     }
 
@@ -137,6 +144,7 @@ impl News {
         match line.split_once(' ') {
             None if line == "ready" => Some(News::Ready),
             None if line == "keep-old" => Some(News::KeepOld),
+            None if line == "dropped" => Some(News::Dropped),
             Some(("replace", rest)) => {
                 let mut words = rest.split(' ');
                 Some(News::Replace {
@@ -174,7 +182,7 @@ mod tests {
             address: "unix:run/replica-3.sock".into(),
         };
         let grant = Command::Grant(Duration::from_millis(1500));
-        for command in [grant, Command::Stop, replace] {
+        for command in [grant, Command::Stop, Command::LetGo, replace] {
             assert_eq!(Command::parse(&command.to_line()).as_ref(), Some(&command));
         }
         for line in [
@@ -198,6 +206,7 @@ mod tests {
             News::State("read-only".into()),
             News::Loss(7),
             News::Device(3),
+            News::Dropped,
         ] {
             assert_eq!(News::parse(&news.to_line()), Some(news));
         }

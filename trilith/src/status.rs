@@ -291,8 +291,13 @@ fn replica_table(report: &Report) -> Table {
         let of = |text: fn(&MemberReport) -> String| member.map_or_else(dash, text);
         let own =
             |text: fn(&ReplicaReport) -> String| replica.report.as_ref().map_or_else(dash, text);
+        let carried = replica.report.as_ref().is_some_and(|found| found.carried);
         table.add_row(vec![
-            replica.member.to_string(),
+            format!(
+                "{}{}",
+                replica.member,
+                if carried { " carried" } else { "" }
+            ),
             of(|m| {
                 if m.tainted {
                     format!("{}, tainted", m.role)

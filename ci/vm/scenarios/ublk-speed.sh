@@ -22,7 +22,8 @@ frontends() {
     iscsi_discover
     iscsi_login
     ENGINE=$(process engine)
-    REPLICA=$(process replica)
+    # The engine carries it, unless it was told --apart.
+    REPLICA=$(process replica || echo self)
     for _ in $(seq $ROUNDS); do
         measure ublk$suffix $UBLK
         measure nbd$suffix $NBD

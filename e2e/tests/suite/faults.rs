@@ -153,6 +153,12 @@ fn check_all(cluster: &Cluster, history: &mut History, after_loss: bool) -> Resu
 #[test]
 fn no_acknowledged_write_is_lost_when_the_engine_is_killed() -> Result<()> {
     let mut cluster = Cluster::start(Options::default())?;
+    engine_is_killed_under_load(&cluster)?;
+    cluster.stop()
+}
+
+/// Kills the engine again and again while a client writes, and looks that nothing acknowledged is lost.
+pub(crate) fn engine_is_killed_under_load(cluster: &Cluster) -> Result<()> {
     cluster.wait_state("healthy")?;
     let (mut history, mut random) = (History::new(), Random(7));
     for round in 0..6 {
@@ -173,10 +179,9 @@ fn no_acknowledged_write_is_lost_when_the_engine_is_killed() -> Result<()> {
             .join()
             .map_err(|_| anyhow::anyhow!("the killer panicked"))??;
         cluster.wait_serving()?;
-        check_all(&cluster, &mut history, false)?;
+        check_all(cluster, &mut history, false)?;
     }
-    cluster.wait_state("healthy")?;
-    cluster.stop()
+    cluster.wait_state("healthy")
 }
 
 /// Kills everything and forgets what lives in tmpfs, as a power cut does.

@@ -35,6 +35,12 @@ fn engine_arguments(pid: i32) -> Result<Vec<String>> {
 #[test]
 fn a_take_over_fences_the_old_engine_for_ever() -> Result<()> {
     let cluster = Cluster::start(Options::default())?;
+    take_over(&cluster, || Ok(()))
+}
+
+/// Lets an engine that was started by hand take the volume over, and looks that the old one is gone
+/// for ever. `check` is called while the new one serves alone.
+pub(crate) fn take_over(cluster: &Cluster, check: impl FnOnce() -> Result<()>) -> Result<()> {
     cluster.wait_state("healthy")?;
     let mut old = cluster.client()?;
     ensure!(old.write(0, &[1; 4096])?.is_ok());
@@ -63,12 +69,14 @@ fn a_take_over_fences_the_old_engine_for_ever() -> Result<()> {
     let gone = wait_until("the old engine to be gone", || {
         cluster.pids("engine", "").iter().all(|pid| *pid == new)
     });
+    let checked = check();
     let kept = Client::connect(&address).and_then(|mut client| client.read(0, 4096));
     signal(i32::try_from(engine.id())?, Signal::TERM)?;
     let ended = engine.wait()?;
     taken?;
     ensure!(refused, "the fenced engine acknowledged a write");
     gone?;
+    checked?;
     ensure!(
         kept? == Ok(vec![1; 4096]),
         "the fenced engine's write took effect"

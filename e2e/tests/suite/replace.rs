@@ -11,7 +11,7 @@ use std::process::{Child, Command, Output, Stdio};
 use trilith_e2e::cluster::{run, signal, succeed, trilith};
 use trilith_e2e::{Cluster, Options, wait_until};
 
-fn load(cluster: &Cluster, seconds: u32) -> Result<Child> {
+pub(crate) fn load(cluster: &Cluster, seconds: u32) -> Result<Child> {
     Command::new("fio")
         .args(["--name=verify", "--ioengine=nbd", "--rw=randwrite"])
         .arg(format!("--uri={}", cluster.uri()))
@@ -32,7 +32,7 @@ fn replace(cluster: &Cluster, args: &[&str]) -> Result<Output> {
     run(trilith(), &all)
 }
 
-fn replaced(cluster: &Cluster, args: &[&str]) -> Result<()> {
+pub(crate) fn replaced(cluster: &Cluster, args: &[&str]) -> Result<()> {
     let output = replace(cluster, args)?;
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     ensure!(output.status.success(), "{args:?}: {text}");
@@ -64,7 +64,7 @@ fn dealt_with(cluster: &Cluster) -> Vec<u64> {
     numbers(&cluster.status().unwrap_or_default()["engine"]["members"])
 }
 
-fn wait_replaced(cluster: &Cluster, wanted: &[u64]) -> Result<()> {
+pub(crate) fn wait_replaced(cluster: &Cluster, wanted: &[u64]) -> Result<()> {
     let both = || members(cluster) == wanted && dealt_with(cluster) == wanted;
     wait_until(&format!("members {wanted:?}"), both).with_context(|| {
         let status = cluster.status().unwrap_or_default();

@@ -338,6 +338,9 @@ pub(crate) struct ReplicaReport {
     pub(crate) path: String,
     /// Where its window lies; absent: every restart counts as a power failure.
     pub(crate) window_dir: Option<String>,
+    /// It runs in the process of its volume's engine.
+    #[serde(default)]
+    pub(crate) carried: bool,
     /// opening, in-sync, rebuilding, out, failed or stopping.
     pub(crate) role: String,
     /// Term promised.

@@ -71,6 +71,14 @@ impl Supervisor {
 /// # Errors
 /// When an address is in use or the kernel refuses something.
 pub(crate) fn start(args: &ProcessArgs) -> anyhow::Result<Process> {
+    start_with(args, false)
+}
+
+/// As [`start`], with as much memory again for a second machine ([`Share::Second`]) if there is one.
+///
+/// # Errors
+/// As [`start`].
+pub(crate) fn start_with(args: &ProcessArgs, second: bool) -> anyhow::Result<Process> {
     if let Some(pid) = args.supervisor {
         follow(pid)?;
     }
@@ -79,6 +87,8 @@ pub(crate) fn start(args: &ProcessArgs) -> anyhow::Result<Process> {
     if let Some(bytes) = args.memory {
         arena.budget_bytes = bytes;
     }
+    let apart_bytes = if second { arena.budget_bytes } else { 0 };
+    arena.budget_bytes += apart_bytes;
     let config = LoopConfig {
         backend: args.backend.into(),
         arena,
@@ -86,6 +96,7 @@ pub(crate) fn start(args: &ProcessArgs) -> anyhow::Result<Process> {
     };
     let mut turns = Loop::new(config).map_err(setup)?;
     let io = turns.io();
+    io.arena().set_apart(apart_bytes);
     io.catch_signals(&[Signal::Terminate, Signal::Interrupt, Signal::Hangup])
         .map_err(setup)?;
     let mut admin = Vec::new();

@@ -37,6 +37,8 @@ pub(crate) struct Config {
     pub(crate) spin: Duration,
     /// Directory on tmpfs.
     pub(crate) window_dir: Option<PathBuf>,
+    /// Whether the engine carries a replica, if that was said.
+    pub(crate) carry: Option<bool>,
     /// Log filter for the children.
     pub(crate) log: String,
     /// What the volume must be, where it was said.
@@ -111,6 +113,7 @@ impl Config {
             backend: args.backend,
             spin: args.spin,
             window_dir: args.window_dir.map(absolute).transpose()?,
+            carry: (args.carry || args.apart).then_some(args.carry),
             log: log.to_owned(),
             wanted: Wanted {
                 size_bytes: args.size,

@@ -26,6 +26,8 @@ pub(crate) struct Up {
     boot: Uuid,
     children: Children,
     supervisor: Supervisor,
+    /// Replica that the engine carries.
+    carried: Option<usize>,
     grant_at: Option<Monotonic>,
     greeted: bool,
     exit: Exit,
@@ -42,13 +44,16 @@ impl Up {
         children: Children,
         now: Monotonic,
     ) -> Up {
-        let supervisor = Supervisor::new(now, state.replicas.iter().map(|r| r.member));
+        let carried = carried(config.carry, &state);
+        let apart = state.replicas.iter().map(|r| r.member);
+        let supervisor = Supervisor::new(now, apart.filter(|member| Some(*member) != carried));
         Up {
             config,
             state,
             boot,
             children,
             supervisor,
+            carried,
             grant_at: None,
             greeted: false,
             exit: Exit::Failed,
@@ -112,9 +117,7 @@ impl Up {
         args.set("--listen", layout::replica_address(member));
         args.set("--volume", self.state.volume);
         args.set("--member", member);
-        if let Some(dir) = &self.config.window_dir {
-            args.set("--window-dir", dir.display());
-        }
+        args.set_window_dir(&self.config);
         Ok(args.0)
     }
 
@@ -164,6 +167,15 @@ impl Up {
         if self.state.was_changed() {
             args.0.push("--ask-for-voters".into());
         }
+        if let Some(replica) = self.carried.and_then(|member| self.state.replica(member)) {
+            let (member, dir) = (replica.member, self.path(replica.directory()));
+            args.set("--carry", format_args!("{member}={dir}"));
+            args.set(
+                "--carry-admin",
+                layout::admin_address(ChildId::Replica(member)),
+            );
+            args.set_window_dir(&self.config);
+        }
         Ok(args.0)
     }
 
@@ -201,12 +213,25 @@ impl Up {
             }
             News::Members { bits, settled } => self.members(*bits, *settled),
             News::KeepOld => self.end_change(true),
+            News::Dropped => self.set_apart(now),
             News::Device(number) => {
                 output::print(&format!(
                     "Volume {} is the block device /dev/ublkb{number}\n",
                     self.state.name
                 ));
             }
+        }
+    }
+
+    /// The engine carries its replica no more: from now on that has a process of its own, until the
+    /// next `up`.
+    fn set_apart(&mut self, now: Monotonic) {
+        let Some(member) = self.carried.take() else {
+            return;
+        };
+        if self.state.replica(member).is_some() {
+            tracing::info!(member, "replica gets a process of its own");
+            self.supervisor.add(now, member);
         }
     }
 
@@ -276,7 +301,12 @@ impl Up {
             self.path(files)
         ));
         self.state = next;
-        self.supervisor.retire(gone);
+        if self.carried == Some(gone) {
+            self.carried = None;
+            self.children.tell(ChildId::Engine, &Word::LetGo);
+        } else {
+            self.supervisor.retire(gone);
+        }
     }
 
     fn greet(&self) {
@@ -372,6 +402,10 @@ impl Handler for Up {
                         self.grant_at = None;
                     }
                     self.supervisor.ended(io.now(), id, exit);
+                    if id == ChildId::Engine && exit == Exit::Fenced {
+                        // The engine that took over needs it.
+                        self.set_apart(io.now());
+                    }
                     let restarts = self.supervisor.restarts(id);
                     tracing::info!(child = %id, ?exit, restarts, "child has ended");
                 }
@@ -396,6 +430,14 @@ impl Handler for Up {
     }
 }
 
+/// The replica that an engine carries: the first one that votes, if it was asked for or is the only one.
+fn carried(asked: Option<bool>, state: &State) -> Option<usize> {
+    let newcomer = state.change.map(|change| change.new);
+    let mut voters = state.replicas.iter().map(|replica| replica.member);
+    let first = voters.find(|member| Some(*member) != newcomer);
+    first.filter(|_| asked.unwrap_or(state.count() == 1))
+}
+
 /// Arguments of a child.
 struct Args(Vec<OsString>);
 
@@ -407,6 +449,12 @@ impl Args {
     fn set(&mut self, flag: &str, value: impl std::fmt::Display) {
         self.0.push(flag.into());
         self.0.push(value.to_string().into());
+    }
+
+    fn set_window_dir(&mut self, config: &Config) {
+        if let Some(dir) = &config.window_dir {
+            self.set("--window-dir", dir.display());
+        }
     }
 
     fn set_target(&mut self, target: &IscsiArgs) {

@@ -17,6 +17,8 @@ use trilith_wire::Kind;
 struct Lane {
     conn: ConnId,
     held: bool,
+    /// It costs no wake-up, so it is waited for before the others.
+    preferred: bool,
     /// Since the last release: entries queued, and whether something has come.
     entries: u32,
     answered: bool,
@@ -26,6 +28,11 @@ impl Lane {
     /// Was to answer and did not.
     fn is_slow(&self) -> bool {
         !(self.held || self.entries > 0 && self.answered)
+    }
+
+    /// Who comes first: of those that are not slow, the one that is preferred.
+    fn order(&self) -> (bool, bool) {
+        (self.is_slow(), !self.preferred)
     }
 }
 
@@ -44,6 +51,7 @@ pub(crate) enum Verdict {
 pub(crate) struct Lanes {
     majority: usize,
     lanes: Vec<Lane>,
+    preferred: Option<ConnId>,
     /// When the oldest entry held was queued.
     since: Option<Monotonic>,
     completed: bool,
@@ -57,6 +65,7 @@ impl Lanes {
         Lanes {
             majority,
             lanes: Vec::new(),
+            preferred: None,
             since: None,
             completed: false,
             pause_until: Monotonic(0),
@@ -69,6 +78,11 @@ impl Lanes {
         self.majority = majority;
     }
 
+    /// This connection is to a replica in the same process.
+    pub(crate) fn prefer(&mut self, conn: ConnId) {
+        self.preferred = Some(conn);
+    }
+
     /// A frame with this head was queued for `conn`.
     pub(crate) fn sent(&mut self, now: Monotonic, conn: ConnId, head: &[u8]) -> Verdict {
         let is_entry = trilith_wire::kind_of(head) == Some(Kind::Append);
@@ -76,13 +90,17 @@ impl Lanes {
         let at = match at {
             Some(at) => at,
             None if is_entry => {
-                self.lanes.push(Lane {
+                let preferred = self.preferred == Some(conn);
+                let at = if preferred { 0 } else { self.lanes.len() };
+                let lane = Lane {
                     conn,
                     held: false,
+                    preferred,
                     entries: 0,
                     answered: false,
-                });
-                self.lanes.len() - 1
+                };
+                self.lanes.insert(at, lane);
+                at
             }
             None => return Verdict::Go,
         };
@@ -127,7 +145,7 @@ impl Lanes {
             return;
         }
         if late && self.lanes.iter().any(Lane::is_slow) {
-            self.lanes.sort_by_key(Lane::is_slow);
+            self.lanes.sort_by_key(Lane::order);
             self.pause_until = now.after(HOLD_PAUSE);
         }
         self.since = None;
@@ -179,6 +197,25 @@ mod tests {
         assert_eq!(due(&mut lanes, now), [3]);
         assert!(due(&mut lanes, now).is_empty() && lanes.deadline().is_none());
         assert_eq!(entry(&mut lanes, now), [false, false, true]);
+    }
+
+    #[test]
+    fn replica_of_the_same_process_comes_first_unless_it_is_slow() {
+        let mut lanes = Lanes::new(2);
+        let now = Monotonic(1_000_000_000);
+        lanes.prefer(ConnId(3));
+        assert_eq!(entry(&mut lanes, now), [false, true, false]);
+        // It hangs, and later so does the other one that was waited for.
+        lanes.heard(ConnId(1));
+        let later = lanes.deadline().unwrap();
+        assert_eq!(due(&mut lanes, later), [2]);
+        let after = later.after(HOLD_PAUSE);
+        assert_eq!(entry(&mut lanes, after), [false, false, true]);
+        lanes.heard(ConnId(1));
+        let later = lanes.deadline().unwrap();
+        assert_eq!(due(&mut lanes, later), [3]);
+        let after = later.after(HOLD_PAUSE);
+        assert_eq!(entry(&mut lanes, after), [false, true, false]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The engine process: one volume's engine, its NBD server, iSCSI target and ublk device, its admin
 //! endpoint.
 
+mod carrier;
 mod frontends;
 pub(crate) mod iscsi;
 mod keeper;
@@ -15,6 +16,7 @@ use crate::cli::EngineArgs;
 use crate::exit::{Exit, setup};
 use crate::host::process;
 use anyhow::{Context, bail, ensure};
+use carrier::Carrier;
 use core::time::Duration;
 use frontends::{Frontend, Frontends, Server};
 use keeper::Keeper;
@@ -27,7 +29,7 @@ use trilith_frontend_iscsi::IscsiTarget;
 use trilith_frontend_nbd::{NbdConfig, NbdServer};
 use trilith_runtime::{Address, Io};
 use ublk::UblkFrontend;
-use wiring::{EngineHost, Members, Parts};
+use wiring::{Carried, EngineHost, Members, Parts};
 
 /// Generation of the configuration that a volume is made with.
 const CONFIGURATION: u64 = 1;
@@ -57,8 +59,9 @@ pub(crate) fn run(args: &EngineArgs) -> anyhow::Result<Exit> {
     if args.ublk.number.is_some() {
         process::become_io_flusher();
     }
-    let mut process = process::start(&args.process)?;
+    let mut process = process::start_with(&args.process, args.carry.is_some())?;
     let io = process.turns.io();
+    let replica = carrier::open(io, args, process.supervisor)?;
     let mut frontends = Frontends::default();
     if let Some(nbd) = serve_nbd(io, &config, args, sockets)? {
         frontends.add(nbd);
@@ -78,15 +81,32 @@ pub(crate) fn run(args: &EngineArgs) -> anyhow::Result<Exit> {
         frontends,
         keeper,
         members: config.members,
+        carried: replica.as_ref().and_then(|replica| {
+            let (member, _) = args.carry.as_ref()?;
+            Some(Carried {
+                member: MemberId::new(*member)?,
+                listener: replica.listener(),
+            })
+        }),
         admin_listeners: process.admin,
         supervisor: process.supervisor,
         name: config.name,
     };
     let mut host = EngineHost::new(parts, io.now());
     host.announce();
-    process.turns.run(&mut host)?;
+    let result = match replica {
+        Some(replica) => {
+            let mut host = Carrier::new(host, replica, args.replicas.len() == 1);
+            process.turns.run(&mut host)?;
+            host.result()
+        }
+        None => {
+            process.turns.run(&mut host)?;
+            Ok(host.exit())
+        }
+    };
     drop(lock);
-    Ok(host.exit())
+    result
 }
 
 fn check(args: &EngineArgs) -> anyhow::Result<Config> {
@@ -104,6 +124,12 @@ fn check(args: &EngineArgs) -> anyhow::Result<Config> {
             local = local.with(member);
         }
         members.set(member, address.clone());
+    }
+    if let Some((number, _)) = &args.carry {
+        let member = MemberId::new(*number).filter(|member| set.contains(*member));
+        let member = member
+            .with_context(|| format!("--carry {number}: expected --replica {number}=ADDRESS"))?;
+        local = local.with(member);
     }
     if !args.ask_for_voters && set != MemberSet::first(set.count()) {
         bail!("expected members 0 to {}, found {set:?}", set.count() - 1);

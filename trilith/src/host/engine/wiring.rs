@@ -48,6 +48,13 @@ impl Members {
     }
 }
 
+/// The member that runs in the same process, and where it listens.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Carried {
+    pub(crate) member: MemberId,
+    pub(crate) listener: ListenerId,
+}
+
 /// What an [`EngineHost`] is made of.
 #[derive(Debug)]
 pub(crate) struct Parts {
@@ -56,6 +63,7 @@ pub(crate) struct Parts {
     /// Keeps the reservations of the iSCSI target, if anything does.
     pub(crate) keeper: Option<Keeper>,
     pub(crate) members: Members,
+    pub(crate) carried: Option<Carried>,
     pub(crate) admin_listeners: Vec<ListenerId>,
     pub(crate) supervisor: Supervisor,
     pub(crate) name: String,
@@ -100,6 +108,7 @@ pub(crate) struct EngineHost {
     pub(super) replacement: Option<(MemberId, MemberId)>,
     stopping: bool,
     ending: Option<Ending>,
+    done: bool,
 }
 
 /// The engine is done; the process leaves when its last bytes are sent.
@@ -133,6 +142,7 @@ impl EngineHost {
             replacement: None,
             stopping: false,
             ending: None,
+            done: false,
         }
     }
 
@@ -144,6 +154,32 @@ impl EngineHost {
     /// How the process ends.
     pub(crate) fn exit(&self) -> Exit {
         self.ending.map_or(Exit::Failed, |ending| ending.exit)
+    }
+
+    /// True when it has ended and its last bytes are sent.
+    pub(crate) fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// Who is told what happens.
+    pub(crate) fn supervisor(&self) -> Supervisor {
+        self.parts.supervisor
+    }
+
+    /// Gives addresses and connections back to a process that goes on without it. Memory of the
+    /// machines is not given back.
+    pub(crate) fn leave(&mut self, io: &mut Io) {
+        for listener in std::mem::take(&mut self.parts.admin_listeners) {
+            io.stop_listening(listener);
+        }
+        for conn in self.owners.keys() {
+            io.close(*conn, false);
+        }
+    }
+
+    /// The member that was in the same process is not any more: it is dialled where others dial it.
+    pub(crate) fn set_apart(&mut self) {
+        self.parts.carried = None;
     }
 
     fn engine(&mut self, io: &mut Io, event: Event<'_>) {
@@ -251,7 +287,18 @@ impl EngineHost {
         let Some(address) = self.parts.members.get(member) else {
             return;
         };
-        let conn = io.dial(address, DIAL_TIME_MAX);
+        let conn = match self
+            .parts
+            .carried
+            .filter(|carried| carried.member == member)
+        {
+            Some(carried) => {
+                let conn = io.dial_own(carried.listener);
+                self.lanes.prefer(conn);
+                conn
+            }
+            None => io.dial(address, DIAL_TIME_MAX),
+        };
         self.owners.insert(conn, Owner::Replica);
         self.engine(io, Event::Dialled { member, conn });
     }
@@ -413,7 +460,7 @@ impl EngineHost {
     }
 
     /// The second word to stop, for example the end of the supervisor's pipe, adds nothing.
-    fn stop(&mut self, io: &mut Io) {
+    pub(crate) fn stop(&mut self, io: &mut Io) {
         if std::mem::replace(&mut self.stopping, true) {
             return;
         }
@@ -440,7 +487,7 @@ impl EngineHost {
     }
 
     /// Opens the ublk device when the volume can be served.
-    fn look_after_device(&mut self, io: &mut Io, now: Monotonic) {
+    fn look_after_device(&mut self, now: Monotonic) {
         let mode = self.parts.engine.mode();
         if self.stopping || self.ending.is_some() {
             return;
@@ -449,7 +496,7 @@ impl EngineHost {
             && !ublk.look(now, mode)
         {
             tracing::error!("the kernel keeps a ublk device that is not served: starting anew");
-            io.stop();
+            self.done = true;
         }
     }
 
@@ -592,6 +639,27 @@ impl EngineHost {
         self.pump(io);
     }
 
+    /// Lets the machines settle.
+    pub(crate) fn tend(&mut self, io: &mut Io, now: Monotonic) {
+        self.settle_machines(io, now);
+        self.lanes.due(now, &mut self.released);
+        for conn in self.released.drain(..) {
+            io.release(conn);
+        }
+        self.keep_reservations();
+        self.admin.settle(now, &mut self.slow);
+        for conn in self.slow.drain(..) {
+            io.close(conn, false);
+        }
+        self.look_after_device(now);
+        self.tell_changes(io);
+        if let Some(ending) = self.ending
+            && (!self.is_awaited() || ending.until <= now)
+        {
+            self.done = true;
+        }
+    }
+
     fn settle_machines(&mut self, io: &mut Io, now: Monotonic) {
         for _ in 0..SETTLE_ROUNDS_MAX {
             self.retry_pending(io);
@@ -667,21 +735,8 @@ impl Handler for EngineHost {
     fn disk(&mut self, _io: &mut Io, _done: DiskDone) {}
 
     fn settle(&mut self, io: &mut Io, now: Monotonic) {
-        self.settle_machines(io, now);
-        self.lanes.due(now, &mut self.released);
-        for conn in self.released.drain(..) {
-            io.release(conn);
-        }
-        self.keep_reservations();
-        self.admin.settle(now, &mut self.slow);
-        for conn in self.slow.drain(..) {
-            io.close(conn, false);
-        }
-        self.look_after_device(io, now);
-        self.tell_changes(io);
-        if let Some(ending) = self.ending
-            && (!self.is_awaited() || ending.until <= now)
-        {
+        self.tend(io, now);
+        if self.done {
             io.stop();
         }
     }
@@ -730,6 +785,8 @@ impl Handler for EngineHost {
                 self.pump(io);
             }
             Ok(Command::Stop) => self.stop(io),
+            // Nothing is carried here.
+            Ok(Command::LetGo) => {}
             Ok(Command::Replace {
                 old,
                 new,

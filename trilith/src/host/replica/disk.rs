@@ -96,6 +96,14 @@ impl StoreDisk {
         }
     }
 
+    /// Closes the files. What waits for a place is never started; what is in flight ends unheard.
+    pub(crate) fn close(&mut self, io: &mut Io) {
+        self.waiting.clear();
+        for file in [self.meta, self.data] {
+            io.close_file(file);
+        }
+    }
+
     /// Starts an operation, behind those that wait.
     pub(crate) fn start(&mut self, io: &mut Io, tag: DiskTag, op: DiskOp) {
         if !self.waiting.is_empty() || !self.try_start(io, tag, op) {

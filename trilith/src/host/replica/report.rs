@@ -157,6 +157,7 @@ impl ReplicaHost {
             replica: status.replica.to_string(),
             member: status.member.index(),
             path: self.parts.path.display().to_string(),
+            carried: self.parts.carried,
             window_dir: self
                 .parts
                 .window_dir

@@ -39,6 +39,8 @@ pub(crate) struct Parts {
     pub(crate) regular: bool,
     pub(crate) window_dir: Option<PathBuf>,
     pub(crate) expected: Expected,
+    /// It runs in the process of an engine.
+    pub(crate) carried: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,7 +56,7 @@ struct Ending {
     until: Monotonic,
 }
 
-/// The replica process.
+/// A replica and what it has of its process: all of it, or a part of an engine's.
 #[derive(Debug)]
 pub(crate) struct ReplicaHost {
     pub(super) parts: Parts,
@@ -68,6 +70,7 @@ pub(crate) struct ReplicaHost {
     space_at: Monotonic,
     stopping: bool,
     ending: Option<Ending>,
+    done: bool,
 }
 
 impl ReplicaHost {
@@ -85,6 +88,7 @@ impl ReplicaHost {
             space_at: now,
             stopping: false,
             ending: None,
+            done: false,
         }
     }
 
@@ -93,12 +97,44 @@ impl ReplicaHost {
         self.replica(io, Event::Start);
     }
 
-    /// How the process ended.
+    /// How it ended.
     ///
     /// # Errors
     /// Why the replica gave up.
     pub(crate) fn result(self) -> anyhow::Result<Exit> {
         self.ending.map_or(Ok(Exit::Failed), |ending| ending.result)
+    }
+
+    /// True when it has ended and its last bytes are sent.
+    pub(crate) fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// Where engines dial it.
+    pub(crate) fn listener(&self) -> ListenerId {
+        self.parts.listener
+    }
+
+    /// True when connections of this listener are for it.
+    pub(crate) fn listens(&self, listener: ListenerId) -> bool {
+        listener == self.parts.listener || self.parts.admin_listeners.contains(&listener)
+    }
+
+    /// True when the connection is one of its own.
+    pub(crate) fn owns(&self, conn: ConnId) -> bool {
+        self.owners.contains_key(&conn)
+    }
+
+    /// Gives addresses and files back to a process that goes on without it: another one may have them
+    /// as soon as what is in flight has landed. Memory of the machine is not given back.
+    pub(crate) fn leave(&mut self, io: &mut Io) {
+        for listener in std::mem::take(&mut self.parts.admin_listeners) {
+            io.stop_listening(listener);
+        }
+        for conn in self.owners.keys() {
+            io.close(*conn, false);
+        }
+        self.parts.disk.close(io);
     }
 
     fn replica(&mut self, io: &mut Io, event: Event<'_>) {
@@ -260,7 +296,7 @@ impl ReplicaHost {
     }
 
     /// The second word to stop, for example the end of the supervisor's pipe, adds nothing.
-    fn stop(&mut self, io: &mut Io) {
+    pub(crate) fn stop(&mut self, io: &mut Io) {
         if std::mem::replace(&mut self.stopping, true) {
             return;
         }
@@ -269,6 +305,46 @@ impl ReplicaHost {
             return self.end(io, Ok(Exit::Done));
         }
         self.replica(io, Event::Stop);
+    }
+
+    /// Lets the machines settle.
+    pub(crate) fn tend(&mut self, io: &mut Io, now: Monotonic) {
+        if self.space_at <= now && self.parts.replica.store().is_some() {
+            self.measure(io);
+        }
+        self.unsettled = false;
+        self.parts
+            .replica
+            .settle(now, io.arena(), &mut self.out.fill);
+        self.pump(io);
+        self.admin.settle(now, &mut self.slow);
+        for conn in self.slow.drain(..) {
+            io.close(conn, false);
+        }
+        let over = |ending: &Ending| self.owners.is_empty() || ending.until <= now;
+        self.done = self.ending.as_ref().is_some_and(over);
+    }
+
+    /// When [`ReplicaHost::tend`] wants to be called at the latest.
+    pub(crate) fn due(&self) -> Option<Monotonic> {
+        let rest = self.unsettled.then_some(Monotonic(0));
+        let space = self
+            .parts
+            .replica
+            .store()
+            .is_some()
+            .then_some(self.space_at);
+        let ending = self.ending.as_ref().map(|ending| ending.until);
+        [
+            rest,
+            space,
+            ending,
+            self.parts.replica.deadline(),
+            self.admin.deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 }
 
@@ -324,43 +400,14 @@ impl Handler for ReplicaHost {
     }
 
     fn settle(&mut self, io: &mut Io, now: Monotonic) {
-        if self.space_at <= now && self.parts.replica.store().is_some() {
-            self.measure(io);
-        }
-        self.unsettled = false;
-        self.parts
-            .replica
-            .settle(now, io.arena(), &mut self.out.fill);
-        self.pump(io);
-        self.admin.settle(now, &mut self.slow);
-        for conn in self.slow.drain(..) {
-            io.close(conn, false);
-        }
-        let over = |ending: &Ending| self.owners.is_empty() || ending.until <= now;
-        if self.ending.as_ref().is_some_and(over) {
+        self.tend(io, now);
+        if self.done {
             io.stop();
         }
     }
 
     fn deadline(&self) -> Option<Monotonic> {
-        let rest = self.unsettled.then_some(Monotonic(0));
-        let space = self
-            .parts
-            .replica
-            .store()
-            .is_some()
-            .then_some(self.space_at);
-        let ending = self.ending.as_ref().map(|ending| ending.until);
-        [
-            rest,
-            space,
-            ending,
-            self.parts.replica.deadline(),
-            self.admin.deadline(),
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        self.due()
     }
 
     fn signal(&mut self, io: &mut Io, signal: Signal) {
@@ -374,7 +421,7 @@ impl Handler for ReplicaHost {
         if let Ok(command) = message.downcast::<Command>() {
             match *command {
                 Command::Stop => self.stop(io),
-                Command::Grant(_) | Command::Replace { .. } => {}
+                Command::Grant(_) | Command::Replace { .. } | Command::LetGo => {}
             }
         }
     }
