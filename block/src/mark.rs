@@ -40,6 +40,7 @@ marks! {
     WaitsForMore "a lossy recovery waits for more members",
     RecoveryFailed "a recovery starts again",
     RecoveryReadElsewhere "the source of a repair could not be read",
+    OtherBase "another member takes the base's place for a block (C26)",
     FailedSlotHealed "a failed slot is written again before the term starts (C14)",
     LeftOutOfFirstSet "a member is left out of the first in-sync set (R6)",
     LateVoter "a member promises after the term has started (R11)",

@@ -52,6 +52,7 @@ mutants! {
     D1ByOlderEpoch "d1_by_older_epoch" "D1: acknowledgements of an older epoch count",
     LongestWindow "longest_window" "R3: the longest window wins, no union",
     BaseIgnoresEpoch "base_ignores_epoch" "R3, T13: the base is chosen without its sync epoch",
+    AnyBaseOfBlock "any_base_of_block" "C26: any voter may take the base's place for a block",
     TaintIgnored "taint_ignored" "R2, T1: a tainted member is believed",
     UntaintedBaseFirst "untainted_base_first" "C1: a valid window beats a higher epoch",
     NeedNotPersisted "need_not_persisted" "R5: repairs begin without a durable need",

@@ -16,6 +16,7 @@ const SEEDS_FROM: u64 = 1_000_000;
 const BY_TESTS: &[(&str, &str, &str)] = &[
     ("longest_window", "trilith-engine", "recovery"),
     ("base_ignores_epoch", "trilith-engine", "recovery"),
+    ("any_base_of_block", "trilith-engine", "recovery"),
     ("untainted_base_first", "trilith-engine", "recovery"),
     ("room_not_reserved", "trilith-engine", "tests::serve"),
     ("requests_after_loss", "trilith-engine", "tests::elect"),

@@ -78,8 +78,8 @@ const SEEDS_FROM: u64 = 1_000_000;
 const ISCSI_SEEDS_FROM: u64 = 900_000;
 /// In every other run from this seed on replicas keep checksums.
 const CHECKSUM_SEEDS_FROM: u64 = 3_000_000;
-/// From this seed on they do in each run, and blocks rot while faults strike. One in five is taken: the
-/// 226th meets what C25 leaves open.
+/// From this seed on they do in each run, and blocks rot while faults strike. There are a quarter as
+/// many of them.
 const ROT_SEEDS_FROM: u64 = 4_000_000;
 
 /// Fixed seeds that together must reach every coverage mark that is not seldom.
@@ -96,7 +96,7 @@ pub(crate) fn sim(seeds: u64, fresh: bool) -> Result<()> {
         search_orders()?;
         simulate(ISCSI_SEEDS_FROM, (seeds / 4).max(1), false)?;
         simulate(CHECKSUM_SEEDS_FROM, (seeds / 4).max(1), false)?;
-        simulate(ROT_SEEDS_FROM, (seeds / 5).max(1), false)?;
+        simulate(ROT_SEEDS_FROM, (seeds / 4).max(1), false)?;
     }
     // Fewer seeds, or others, may well miss a mark.
     simulate(from, seeds, !fresh && seeds >= SEEDS_FOR_MARKS)

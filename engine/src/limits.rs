@@ -77,6 +77,9 @@ const _: () = assert!(WINDOW_RESERVE < WINDOW_SLOTS);
 const _: () = assert!(LAG_ENTRIES_MAX < WINDOW_SLOTS - WINDOW_RESERVE);
 /// Chunks being read or repaired at once in a recovery.
 pub const RECOVERY_CHUNKS_MAX: usize = 32;
+/// Blocks for which a recovery takes another source because theirs cannot be read (C26). With more
+/// of them the members that are to be repaired there are left out, or the recovery fails.
+pub const SOURCE_CHANGES_MAX: usize = 4096;
 /// A recovery without any answer for this long starts again with a new vote.
 pub const RECOVERY_STALL: Duration = Duration::from_secs(10);
 /// A member whose differing chunks are at most this many bytes is repaired before the term starts.

@@ -455,6 +455,7 @@ mod proof {
         Mark::UnionFromTwo,
         Mark::TaintedBase,
         Mark::RecoveryReadElsewhere,
+        Mark::OtherBase,
         Mark::SplitVote,
         Mark::VoteOvertaken,
         Mark::DemotedWhileJoining,

@@ -43,9 +43,13 @@ const REGRESSIONS: &[u64] = &[
     7_700_000_000_064, //
     4_000_050,         // a rebuild asked the same source for ever, which could not read a block
     4_000_130,         // a bad block beside one that was being written held a recovery up
+    4_000_225, // a bad block in what an earlier attempt had put into need held every recovery up
+    30_000_000_100_187, // the same
+    30_000_000_101_972, //
+    30_000_000_102_445, //
     30_000_000_102_285, // a read failed while the sound copies were a moment behind
     10_000_000_100_931, // (the simulated initiator) a session that had lost nothing sent no more
-    205_500,           // a request given back by submit was executed after the loss was accepted
+    205_500,   // a request given back by submit was executed after the loss was accepted
 ];
 
 fn passes(seed: u64) {

@@ -2,13 +2,15 @@
 //!
 //! Phases: *reconcile* (each member that will be touched remembers it durably, and a majority the
 //! loss epoch), *repair* (chunk by chunk, each run of blocks from the member that holds its
-//! canonical value), *term start*. A source's blocks never change while it is their source, so the
-//! order of copies does not matter, and a recovery that starts again after a crash half way finds
+//! canonical value; where that cannot be read, from another one, of which members are told first),
+//! *term start*. A source's blocks never change while it is their source, so the order of copies
+//! does not matter, and a recovery that starts again after a crash half way finds
 //! either the old value or the canonical one, inside what it knows to be in `need`.
 
 use super::Plan;
 use super::plan::clipped_chunk;
 use super::steps::{Failure, Outcome, ReadData, RecoveryConfig, RecoveryEvent, RecoveryStep};
+use super::unread::Unread;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use trilith_block::mark::{self, Mark};
@@ -34,13 +36,22 @@ struct Run {
     range: BlockRange,
     source: MemberId,
     targets: MemberSet,
+    /// It was sent to some of its targets before.
+    again: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum JobState {
     Free,
-    Reading { source: MemberId, tried: MemberSet },
-    Writing { left: MemberSet },
+    /// `stands_in`: its copy may be another one than that of the run's source (C26).
+    Reading {
+        source: MemberId,
+        tried: MemberSet,
+        stands_in: bool,
+    },
+    Writing {
+        left: MemberSet,
+    },
 }
 
 /// A run being read or repaired.
@@ -63,6 +74,10 @@ pub struct Recovery {
     iss: MemberSet,
     /// Members that owe RECONCILEDONE or TERMSTARTDONE.
     waiting: MemberSet,
+    /// Members of the first in-sync set that are not repaired any more: a repair may still be on its
+    /// way to them, or have failed, so that nobody knows what they hold.
+    left_out: MemberSet,
+    unread: Unread,
     loss_durable: MemberSet,
     counted: MemberSet,
     base_need: ChunkMap,
@@ -90,6 +105,8 @@ impl Recovery {
             live: plan.quorum,
             iss: plan.first_iss,
             waiting: MemberSet::EMPTY,
+            left_out: MemberSet::EMPTY,
+            unread: Unread::default(),
             loss_durable: plan.loss_known,
             counted: MemberSet::EMPTY,
             base_need,
@@ -152,14 +169,13 @@ impl Recovery {
             }
             RecoveryEvent::MemberLost(member) => self.member_lost(member, out),
             RecoveryEvent::ReconcileDone(member) => {
-                if self.phase == Phase::Reconcile && self.waiting.contains(member) {
-                    self.progress_at = now;
-                }
                 // A late answer of a member outside the in-sync set still counts for the loss.
-                self.waiting = match self.phase {
-                    Phase::Reconcile => self.waiting.without(member),
-                    Phase::Idle | Phase::Repair | Phase::TermStart | Phase::Ended => self.waiting,
-                };
+                if matches!(self.phase, Phase::Reconcile | Phase::Repair)
+                    && self.waiting.contains(member)
+                {
+                    self.progress_at = now;
+                    self.waiting = self.waiting.without(member);
+                }
                 self.loss_durable = self.loss_durable.with(member);
             }
             RecoveryEvent::RepairDone {
@@ -253,7 +269,13 @@ impl Recovery {
         }
         if self.phase == Phase::Repair {
             self.issue(out);
-            if self.jobs_busy == 0 && self.runs.is_empty() && self.work.is_empty() {
+            // What is being repaired there has to end first: a source's blocks do not change.
+            if self.is_idle() && self.waiting.and(self.iss).is_empty() {
+                self.work = self.unread.known();
+                self.tell(out);
+                self.issue(out);
+            }
+            if self.is_idle() && self.unread.is_settled() {
                 self.start_term(out);
             }
         }
@@ -267,6 +289,10 @@ impl Recovery {
                 lossy: self.plan.lossy,
             }));
         }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.jobs_busy == 0 && self.runs.is_empty() && self.work.is_empty()
     }
 
     fn end_reconcile(&mut self, out: &mut Vec<RecoveryStep>) {
@@ -328,6 +354,7 @@ impl Recovery {
         let state = JobState::Reading {
             source: run.source,
             tried: MemberSet::of(run.source),
+            stands_in: false,
         };
         let job = Job { token, run, state };
         match self
@@ -381,6 +408,7 @@ impl Recovery {
                     range: BlockRange::new(lba, count),
                     source,
                     targets,
+                    again: false,
                 });
             }
             lba = end;
@@ -408,12 +436,17 @@ impl Recovery {
         out: &mut Vec<RecoveryStep>,
     ) {
         let at = self.job(token).filter(|_| self.phase == Phase::Repair);
-        let reading = at.filter(|at| matches!(self.jobs[*at].state, JobState::Reading { .. }));
+        let reading = at.and_then(|at| match self.jobs[at].state {
+            JobState::Reading {
+                source, stands_in, ..
+            } => Some((at, stands_in.then_some(source))),
+            JobState::Free | JobState::Writing { .. } => None,
+        });
         let bytes = match result {
             Ok(ReadData::Bytes(slice)) => Some(slice),
             Ok(ReadData::Zero) | Err(_) => None,
         };
-        let Some(at) = reading else {
+        let Some((at, stands_in)) = reading else {
             if let Some(slice) = bytes {
                 data.release(slice.buf);
             }
@@ -422,11 +455,18 @@ impl Recovery {
         self.progress_at = now;
         let run = self.jobs[at].run;
         let short = bytes.is_some_and(|slice| u64::from(slice.len) != run.range.bytes());
-        if short || result.is_err() {
+        let failed = short || result.is_err();
+        if failed || stands_in.is_some() {
             if let Some(slice) = bytes {
                 data.release(slice.buf);
             }
-            self.read_elsewhere(at, out);
+            match stands_in.filter(|_| !failed) {
+                None => self.read_elsewhere(at, out),
+                Some(source) => {
+                    self.free(at);
+                    self.change_source(run.range, source, out);
+                }
+            }
             return;
         }
         let left = run.targets.and(self.iss);
@@ -455,7 +495,8 @@ impl Recovery {
 
     /// The source could not be read. Any other member of Q outside its own D holds the canonical
     /// content of the chunk (U is part of every D, so this never hides an open choice); inside D
-    /// single blocks may be known to be canonical all the same. Else the targets are left out.
+    /// single blocks may be known to be canonical all the same. Else another member may take the
+    /// base's place for a block; else the targets are left out.
     fn read_elsewhere(&mut self, at: usize, out: &mut Vec<RecoveryStep>) {
         mark::reached(Mark::RecoveryReadElsewhere);
         let Job { token, run, state } = self.jobs[at];
@@ -463,15 +504,24 @@ impl Recovery {
             JobState::Reading { tried, .. } => tried,
             JobState::Free | JobState::Writing { .. } => return,
         };
-        let other = self.live.minus(tried).iter().find(|member| {
-            *member != self.plan.base
-                && (!self.plan.differing.get(*member).touches(run.range)
-                    || self.plan.copies.holds(*member, run.range))
+        let others = self.live.minus(tried);
+        let plan = &self.plan;
+        let is_equal = |member: &MemberId| {
+            *member != plan.base
+                && (!plan.differing.get(*member).touches(run.range)
+                    || plan.copies.holds(*member, run.source, run.range))
+        };
+        let equal = others.iter().find(is_equal);
+        let other = equal.or_else(|| {
+            let may = run.range.count.0 == 1 && !run.again && self.unread.may_change();
+            let mut others = others.minus(self.left_out).iter();
+            others.find(|member| may && plan.copies.may_be_base_of(*member, run.range))
         });
         if let Some(source) = other {
             self.jobs[at].state = JobState::Reading {
                 source,
                 tried: tried.with(source),
+                stands_in: equal.is_none(),
             };
             out.push(RecoveryStep::Read {
                 member: source,
@@ -496,6 +546,31 @@ impl Recovery {
         }
         if !self.is_enough(self.iss) {
             self.fail(Failure::Unreadable(run.source, run.range), out);
+        }
+    }
+
+    /// C26: `source` can read a block that nobody known to be equal to its source can, and takes the
+    /// base's place for it. The chunk is looked at again when members know that they may be changed
+    /// there.
+    fn change_source(&mut self, block: BlockRange, source: MemberId, out: &mut Vec<RecoveryStep>) {
+        mark::reached(Mark::OtherBase);
+        self.plan.take_from(block.start, source);
+        self.base_need.add_range(block);
+        self.unread.changed(block);
+        self.tell(out);
+    }
+
+    /// R5 again, for what has another source: members know it before the chunk is repaired.
+    fn tell(&mut self, out: &mut Vec<RecoveryStep>) {
+        if !self.unread.tell() {
+            return;
+        }
+        self.waiting = self.iss;
+        for member in self.iss.iter() {
+            out.push(RecoveryStep::Reconcile {
+                member,
+                loss: self.plan.loss,
+            });
         }
     }
 
@@ -524,6 +599,7 @@ impl Recovery {
                 self.checksum_errors += 1;
                 self.runs.push_back(Run {
                     targets: MemberSet::of(member),
+                    again: true,
                     ..run
                 });
             }
@@ -552,6 +628,7 @@ impl Recovery {
     /// The member is not repaired any more: it joins later by rebuild.
     fn leave_out(&mut self, member: MemberId) {
         self.iss = self.iss.without(member);
+        self.left_out = self.left_out.with(member);
         for at in 0..self.jobs.len() {
             if let JobState::Writing { left } = self.jobs[at].state
                 && left.contains(member)

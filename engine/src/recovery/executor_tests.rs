@@ -66,7 +66,8 @@ impl Bench {
     }
 
     /// Answers the reads of `steps` that lie in `here`, and those that follow: `bad` ones with an
-    /// error, others with zeroes; repairs are done. Returns all other steps, and the repairs.
+    /// error, others with zeroes; repairs are done, and members know what they are told. Returns all
+    /// other steps, and the repairs.
     fn refuse(
         &mut self,
         steps: Vec<RecoveryStep>,
@@ -94,6 +95,7 @@ impl Bench {
                     token: *token,
                     status: EntryStatus::Done,
                 },
+                RecoveryStep::Reconcile { member, .. } => RecoveryEvent::ReconcileDone(*member),
                 _ => {
                     rest.push(step);
                     continue;
@@ -426,6 +428,94 @@ fn a_bad_block_beside_one_that_was_being_written_comes_from_another_member() {
         repaired.sort_unstable();
         assert_eq!(repaired, (0..16).collect::<Vec<_>>(), "block {bad}");
     }
+}
+
+/// What an earlier attempt left behind: 1 and 2 have chunk 4 in `need`, so nobody is known to be equal
+/// to the base there. R3 could have taken either as base.
+fn left_behind() -> [Promise; 3] {
+    let chunk = [range(64, 16)];
+    [
+        promise(0, (1, 0), &ALL, 5),
+        promise(1, (1, 0), &ALL, 5).needs(&chunk),
+        promise(2, (1, 0), &ALL, 5).needs(&chunk),
+    ]
+}
+
+/// C26, seed 4000225.
+#[test]
+fn a_block_that_the_base_cannot_read_may_have_another_base_and_all_are_told_first() {
+    let mut bench = Bench::new(&left_behind(), 64);
+    bench.steps();
+    let steps = bench.reconciled(&[1, 2]);
+    assert_eq!(reads(&steps).len(), 1);
+    assert!(bench.recovery.need(member(0)).is_empty());
+    let bad = |source: usize, blocks: BlockRange| {
+        let hit = blocks.start.0 <= 70 && 70 < blocks.end().0;
+        hit && source != 2
+    };
+    // All that can be answered without the members that have to be told again.
+    let mut waiting = VecDeque::from(steps);
+    let mut told = Vec::new();
+    while let Some(step) = waiting.pop_front() {
+        match step {
+            RecoveryStep::Reconcile { member, .. } => told.push(member.index()),
+            RecoveryStep::Repair {
+                member,
+                range,
+                token,
+                ..
+            } => {
+                assert!(!bad(0, range), "not before all know");
+                waiting.extend(bench.repaired(member.index(), token, EntryStatus::Done));
+            }
+            RecoveryStep::Read {
+                member,
+                range,
+                token,
+            } => {
+                let result = if bad(member.index(), range) {
+                    Err(EntryStatus::Checksum)
+                } else {
+                    Ok(ReadData::Zero)
+                };
+                waiting.extend(bench.event(RecoveryEvent::ReadDone { token, result }));
+            }
+            RecoveryStep::TermStart { .. } | RecoveryStep::Done(_) | RecoveryStep::Failed(_) => {
+                panic!("{step:?}")
+            }
+        }
+    }
+    assert_eq!(told, [0, 1, 2]);
+    for m in ALL {
+        assert!(bench.recovery.need(member(m)).touches(range(70, 1)), "{m}");
+    }
+    assert!(bench.recovery.limbo().touches(range(70, 1)));
+    // 1 cannot read it either; 2 can, and the base is repaired like 1.
+    let first = bench.reconciled(&[0, 1, 2]);
+    let steps = bench.refuse(first, |_| true, bad);
+    let healed = |m: usize| {
+        steps.iter().any(|step| {
+            matches!(step, RecoveryStep::Repair { member: of, range: r, .. }
+                if of.index() == m && *r == range(70, 1))
+        })
+    };
+    assert_eq!(ALL.map(healed), [true, true, false]);
+    assert_eq!(starts(&steps), ALL);
+}
+
+#[test]
+fn a_block_that_nobody_can_read_fails_the_recovery() {
+    let mut bench = Bench::new(&left_behind(), 64);
+    bench.steps();
+    let first = bench.reconciled(&[1, 2]);
+    let steps = bench.refuse(first, |_| true, |_, blocks| blocks.overlaps(range(70, 1)));
+    assert!(
+        matches!(
+            steps.last(),
+            Some(RecoveryStep::Failed(Failure::Unreadable(_, blocks))) if *blocks == range(70, 1)
+        ),
+        "{steps:?}"
+    );
 }
 
 #[test]

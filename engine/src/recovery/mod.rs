@@ -16,6 +16,7 @@ mod executor;
 mod overlay;
 mod plan;
 mod steps;
+mod unread;
 
 pub use executor::Recovery;
 pub use overlay::Override;

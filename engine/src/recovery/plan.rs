@@ -10,7 +10,7 @@ use super::{MemberMaps, Override, Promise};
 use alloc::vec::Vec;
 use core::cmp::Reverse;
 use core::time::Duration;
-use trilith_block::limits::{BLOCK_SHIFT, CHUNK_BLOCKS};
+use trilith_block::limits::{BLOCK_SHIFT, CHUNK_BLOCKS, MEMBERS_MAX};
 use trilith_block::mark::{self, Mark};
 use trilith_block::mutant::{self, Mutant};
 use trilith_block::{
@@ -344,6 +344,18 @@ fn choose_base<'a>(q: &'a [Voter<'a>], lossy: bool) -> Option<&'a Voter<'a>> {
     })
 }
 
+/// C26: R3 could have chosen this voter instead of `base`: a clean recovery each one with a valid
+/// window in the highest epoch, a lossy one each one with the longest prefix there.
+fn may_be_base(v: &Voter<'_>, base: &Voter<'_>, lossy: bool) -> bool {
+    let good = if lossy {
+        base.prefix() <= v.prefix()
+    } else {
+        !v.void
+    };
+    let any = mutant::on(Mutant::AnyBaseOfBlock);
+    v.works() && (any || v.in_m && v.promise.state.se == base.promise.state.se && good)
+}
+
 /// R4, U: windows (every status) of all members of term Tm, need(base), AL(base) when it is void,
 /// and in a lossy recovery AL of every void member of M: what it held may have been seen.
 fn limbo(
@@ -385,6 +397,10 @@ impl Copies {
                 }
             }
         }
+        let mut prefixes = [Idx(0); MEMBERS_MAX];
+        for v in q {
+            prefixes[v.member().index()] = v.prefix();
+        }
         let records = q.iter().flat_map(|v| {
             let slots = v.promise.window.iter();
             slots.map(|record| (v.member(), *record))
@@ -393,6 +409,8 @@ impl Copies {
             members,
             voters: set_of(q.iter()),
             witnesses: set_of(q.iter().filter(|v| v.in_m && !v.void)),
+            candidates: set_of(q.iter().filter(|v| may_be_base(v, base, lossy))),
+            prefixes,
             apart,
             records: records.collect(),
         }

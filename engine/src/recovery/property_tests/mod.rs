@@ -252,7 +252,7 @@ impl World {
             }
             let raised = plan.loss > self.loss;
             let term = self.term;
-            let Some(outcome) = self.carry_out(plan.clone(), term) else {
+            let Some((outcome, plan, canonical)) = self.carry_out(plan, canonical) else {
                 self.lossy_tried |= raised;
                 self.engine_dies();
                 continue;
@@ -267,32 +267,64 @@ impl World {
         None
     }
 
-    /// The values that the plan keeps must be allowed ones.
-    fn check(&self, plan: &Plan) -> Data {
+    /// The values that the plan keeps must be allowed ones, and so must those that it may keep
+    /// instead where a block cannot be read (C26).
+    fn check(&mut self, plan: &Plan) -> Data {
         let mut canonical = Data::new();
         for lba in places() {
-            let source = plan.source(Lba(lba)).index();
-            let value = get(&self.members[source].now, lba);
-            canonical.insert(lba, value);
-            let h = &self.history[&lba];
-            let at = h.values.iter().rposition(|v| *v == value);
-            let limbo = plan.limbo.touches(crate::recovery::testing::range(lba, 1));
-            let strict = plan.loss == self.loss || (!limbo && !self.lossy_tried);
-            let floor = if strict { h.committed } else { h.flushed };
-            assert!(
-                at.is_some_and(|at| floor <= at),
-                "seed {}, block {lba}: value {value} of member {source} at {at:?}, needed {floor} of \
-                 {:?}, lossy {}, limbo {limbo}",
-                self.seed,
-                h.values,
-                plan.lossy
-            );
+            let source = plan.source(Lba(lba));
+            let block = crate::recovery::testing::range(lba, 1);
+            let limbo = plan.limbo.touches(block);
+            canonical.insert(lba, self.check_source(plan, source, lba, limbo));
+            for other in plan.quorum.without(source).iter() {
+                if plan.copies.may_be_base_of(other, block) {
+                    let value = self.check_source(plan, other, lba, true);
+                    if value != canonical[&lba] {
+                        self.saw("another value");
+                    }
+                }
+            }
         }
         canonical
     }
 
-    /// Runs the executor in a random order; `None` when it failed or the engine died half way.
-    fn carry_out(&mut self, plan: Plan, term: u64) -> Option<Outcome> {
+    /// A source's value must be allowed. Returns it.
+    fn check_source(&self, plan: &Plan, source: MemberId, lba: u64, limbo: bool) -> u64 {
+        let value = get(&self.members[source.index()].now, lba);
+        let h = &self.history[&lba];
+        let at = h.values.iter().rposition(|v| *v == value);
+        let strict = plan.loss == self.loss || (!limbo && !self.lossy_tried);
+        let floor = if strict { h.committed } else { h.flushed };
+        assert!(
+            at.is_some_and(|at| floor <= at),
+            "seed {}, block {lba}: value {value} of member {source} at {at:?}, needed {floor} of \
+             {:?}, lossy {}, limbo {limbo}",
+            self.seed,
+            h.values,
+            plan.lossy
+        );
+        value
+    }
+
+    /// Runs the executor in a random order; `None` when it failed or the engine died half way. Else
+    /// also the plan as it was carried out, and its values.
+    fn carry_out(&mut self, plan: Plan, mut canonical: Data) -> Option<(Outcome, Plan, Data)> {
+        let term = self.term;
+        let first = plan.clone();
+        let bad: BTreeSet<(usize, u64)> = if self.rng.chance(25) {
+            // What the base cannot read, now and then somebody else cannot read either.
+            let mut bad: Vec<(usize, u64)> = Vec::new();
+            for lba in places() {
+                for m in 0..self.members.len() {
+                    if self.rng.chance(if m == plan.base.index() { 25 } else { 3 }) {
+                        bad.push((m, lba));
+                    }
+                }
+            }
+            bad.into_iter().collect()
+        } else {
+            BTreeSet::new()
+        };
         let config = RecoveryConfig {
             chunks_in_flight_max: 2,
             stall: Duration::from_secs(9),
@@ -329,7 +361,7 @@ impl World {
                 continue;
             }
             let step = todo.swap_remove(self.rng.below(todo.len()));
-            if let Some(event) = self.execute(&recovery, step, term) {
+            if let Some(event) = self.execute(&recovery, step, term, &bad) {
                 recovery.event(Monotonic(2), event, &mut self.pool, &mut out);
             }
         }
@@ -342,7 +374,22 @@ impl World {
             }
         }
         assert_eq!(self.pool.held(), 0, "buffers are released");
-        result.flatten()
+        let outcome = result.flatten()?;
+        let plan = recovery.into_plan();
+        let changed: Vec<u64> = places()
+            .filter(|lba| plan.source(Lba(*lba)) != first.source(Lba(*lba)))
+            .collect();
+        let mut counted = outcome.counted.iter();
+        for lba in changed {
+            self.saw("another source");
+            assert!(plan.limbo.touches(crate::recovery::testing::range(lba, 1)));
+            // Who counts is compared with it. It was checked with the plan.
+            if let Some(m) = counted.find(|m| self.members[m.index()].connected) {
+                canonical.insert(lba, self.check_source(&plan, m, lba, true));
+                counted = outcome.counted.iter();
+            }
+        }
+        Some((outcome, plan, canonical))
     }
 
     fn execute(
@@ -350,6 +397,7 @@ impl World {
         recovery: &Recovery,
         step: RecoveryStep,
         term: u64,
+        bad: &BTreeSet<(usize, u64)>,
     ) -> Option<RecoveryEvent> {
         match step {
             RecoveryStep::Reconcile { member, loss } => {
@@ -365,7 +413,8 @@ impl World {
             } => {
                 let me = self.reach(member)?;
                 let values: Vec<u64> = blocks(range).map(|lba| get(&me.now, lba)).collect();
-                let result = if self.rng.below(500) == 0 {
+                let unread = blocks(range).any(|lba| bad.contains(&(member.index(), lba)));
+                let result = if unread || self.rng.below(500) == 0 {
                     Err(EntryStatus::Io)
                 } else if values.iter().all(|v| *v == 0) {
                     Ok(ReadData::Zero)
@@ -515,7 +564,16 @@ fn what_must_survive_survives_random_histories() {
             *seen.entry(what).or_insert(0) += count;
         }
     }
-    for what in ["clean", "lossy", "minority", "overrides", "told", "join"] {
+    for what in [
+        "clean",
+        "lossy",
+        "minority",
+        "overrides",
+        "told",
+        "join",
+        "another source",
+        "another value",
+    ] {
         assert!(
             seen.get(what).is_some_and(|n| *n > 10),
             "{what} is too rare: {seen:?}"
