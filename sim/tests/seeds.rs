@@ -50,6 +50,11 @@ const REGRESSIONS: &[u64] = &[
     30_000_000_102_285, // a read failed while the sound copies were a moment behind
     10_000_000_100_931, // (the simulated initiator) a session that had lost nothing sent no more
     205_500,   // a request given back by submit was executed after the loss was accepted
+    // A base whose device had refused a write was written to without a word in its need (R5, I3).
+    40_000_000_002_104,
+    40_000_000_005_410,
+    40_000_000_031_449,
+    40_000_000_036_176,
 ];
 
 fn passes(seed: u64) {

@@ -99,6 +99,8 @@ impl Recovery {
         for o in &plan.overrides {
             base_need.add_range(o.range);
         }
+        // What its device refused is written there again, if only with the bytes that it has (M3).
+        base_need.union(plan.failed.get(plan.base));
         Recovery {
             config,
             phase: Phase::Idle,

@@ -326,6 +326,27 @@ fn a_target_that_cannot_write_is_left_out_while_a_majority_remains() {
     assert_eq!(steps, [RecoveryStep::Failed(Failure::TooFew)]);
 }
 
+/// Simulator seed 40000000005410 (R5, I3).
+#[test]
+fn a_base_whose_device_refused_a_write_remembers_that_it_is_written_there_again() {
+    let bad = |m| promise(m, (1, 0), &ALL, 9).entry(10, range(0, 1), SlotStatus::Failed);
+    let mut bench = Bench::new(&[bad(0), bad(1)], 64);
+    let base = bench.recovery.plan().base;
+    assert!(bench.recovery.need(base).touches(range(0, 1)));
+    let steps = bench.steps();
+    let told = |m| {
+        let loss = bench.recovery.plan().loss;
+        steps.contains(&RecoveryStep::Reconcile { member: m, loss })
+    };
+    assert!(told(member(0)) && told(member(1)), "{steps:?}");
+    assert!(reads(&bench.reconciled(&[base.index()])).is_empty());
+    let read = reads(&bench.reconciled(&[1 - base.index()]));
+    assert_eq!(read.len(), 1);
+    let steps = bench.data(read[0].2, 16);
+    assert_eq!(targets(&steps), [0, 1]);
+    bench.release(&steps);
+}
+
 #[test]
 fn a_payload_damaged_on_its_way_is_sent_again() {
     let mut bench = Bench::new(&three(), 1);
