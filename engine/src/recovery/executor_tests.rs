@@ -1,14 +1,12 @@
 //! The executor, step by step: order of phases, failures on the way, buffers.
 
-use super::testing::{Pool, member, promise, range, set};
+use super::testing::{ALL, Pool, member, promise, range, set};
 use super::*;
 use alloc::collections::VecDeque;
 use alloc::vec;
 use core::time::Duration;
 use trilith_block::{BlockRange, Buffers, Idx, MemberSet, Monotonic};
 use trilith_wire::{EntryStatus, SlotStatus};
-
-const ALL: [usize; 3] = [0, 1, 2];
 
 struct Bench {
     recovery: Recovery,

@@ -25,6 +25,8 @@ pub use plan::{Blocked, LOSSY_WAIT_DEFAULT, Plan, Policy, SMALL_BYTES_DEFAULT, p
 pub use steps::{Failure, Outcome, ReadData, RecoveryConfig, RecoveryEvent, RecoveryStep};
 
 #[cfg(test)]
+mod copies_tests;
+#[cfg(test)]
 mod executor_tests;
 #[cfg(test)]
 mod plan_tests;

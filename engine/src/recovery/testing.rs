@@ -1,6 +1,6 @@
 //! Helpers of the tests: random numbers, buffers, promises.
 
-use super::{MemberMaps, Policy, Promise};
+use super::{MemberMaps, Plan, Policy, Promise, plan};
 use alloc::collections::BTreeMap;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -12,6 +12,8 @@ use trilith_block::{
 use trilith_wire::{ReplicaState, SlotStatus, StateFlags, WindowRecord};
 
 pub(crate) const CAPACITY_BLOCKS: u64 = 3 * 1024;
+/// The voters of most tests.
+pub(crate) const ALL: [usize; 3] = [0, 1, 2];
 
 /// splitmix64.
 pub(crate) struct Rng(pub(crate) u64);
@@ -233,4 +235,9 @@ impl Promise {
         self.state.flags.need = true;
         self
     }
+}
+
+/// The plan of these promises when three vote.
+pub(crate) fn run(promises: &[Promise]) -> Plan {
+    plan(promises, set(&ALL), &policy()).unwrap()
 }

@@ -311,20 +311,17 @@ impl World {
     fn carry_out(&mut self, plan: Plan, mut canonical: Data) -> Option<(Outcome, Plan, Data)> {
         let term = self.term;
         let first = plan.clone();
-        let bad: BTreeSet<(usize, u64)> = if self.rng.chance(25) {
+        let mut bad = BTreeSet::new();
+        if self.rng.chance(25) {
             // What the base cannot read, now and then somebody else cannot read either.
-            let mut bad: Vec<(usize, u64)> = Vec::new();
             for lba in places() {
                 for m in 0..self.members.len() {
                     if self.rng.chance(if m == plan.base.index() { 25 } else { 3 }) {
-                        bad.push((m, lba));
+                        bad.insert((m, lba));
                     }
                 }
             }
-            bad.into_iter().collect()
-        } else {
-            BTreeSet::new()
-        };
+        }
         let config = RecoveryConfig {
             chunks_in_flight_max: 2,
             stall: Duration::from_secs(9),
