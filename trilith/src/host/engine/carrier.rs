@@ -17,41 +17,51 @@ use crate::control::{Command, News};
 use crate::exit::{Exit, sentence};
 use crate::host::process::{self, Supervisor};
 use crate::host::replica::{self, Expected, Place, ReplicaHost};
-use trilith_block::{ConnId, Monotonic, StreamEvent, Want};
-use trilith_runtime::{DiskDone, Handler, Io, ListenerId, Message, Share, Signal, UblkFetched};
+use std::path::PathBuf;
+use trilith_block::{ConnId, MemberId, Monotonic, StreamEvent, Want};
+use trilith_runtime::{
+    Address, DiskDone, Handler, Io, ListenerId, Message, Share, Signal, UblkFetched,
+};
 
-/// Sets up the replica that an engine is to carry, if it is to carry one. `None` also when that fails
-/// and the engine can go on without it.
+/// The replica that an engine is to carry.
+#[derive(Debug)]
+pub(crate) struct Carry {
+    /// Its number.
+    pub(crate) member: MemberId,
+    /// Its directory, or block device.
+    pub(crate) path: PathBuf,
+    /// Where it listens for other engines.
+    pub(crate) listen: Address,
+}
+
+/// Sets the replica up that an engine is to carry. `None` when that fails and the engine can go on
+/// without it.
 ///
 /// # Errors
 /// When it cannot be set up and nothing is left to serve.
 pub(crate) fn open(
     io: &mut Io,
     args: &EngineArgs,
+    carry: &Carry,
     supervisor: Supervisor,
 ) -> anyhow::Result<Option<ReplicaHost>> {
-    let Some((member, path)) = &args.carry else {
-        return Ok(None);
-    };
-    let same = |(number, _): &&(usize, _)| number == member;
-    let Some((_, listen)) = args.replicas.iter().find(same) else {
-        anyhow::bail!("--carry {member}: expected --replica {member}=ADDRESS");
-    };
+    let (member, path) = (carry.member.index(), carry.path.as_path());
     let mut admin = Vec::new();
     for address in &args.carry_admin {
         admin.push(process::listen(io, address, true)?);
     }
-    let id = args.replica_ids.iter().find(|(number, _)| number == member);
+    let mut ids = args.replica_ids.iter();
+    let id = ids.find(|(number, _)| *number == member);
     let place = Place {
         path,
         is_device: path.exists() && !path.is_dir(),
-        listen,
+        listen: &carry.listen,
         admin: admin.clone(),
         secret_file: &args.secret_file,
         window_dir: args.window_dir.as_deref(),
         expected: Expected {
             volume: Some(args.volume),
-            member: Some(*member),
+            member: Some(member),
             replica: id.map(|(_, id)| *id),
         },
         // What it has to tell, the engine tells for both.
@@ -162,7 +172,7 @@ impl Carrier {
 
     /// Looks who has ended, and what follows.
     fn look(&mut self, io: &mut Io) {
-        if let Some(mut replica) = self.replica.take_if(|replica| replica.is_done()) {
+        if let Some(mut replica) = self.replica.take_if(|replica| replica.is_done(io.now())) {
             replica.leave(io);
             self.replica_ended(io, replica.result());
         }
@@ -253,7 +263,7 @@ impl Handler for Carrier {
 
     fn deadline(&self) -> Option<Monotonic> {
         let engine = self.engine.as_ref().and_then(Handler::deadline);
-        let replica = self.replica.as_ref().and_then(ReplicaHost::due);
+        let replica = self.replica.as_ref().and_then(Handler::deadline);
         [engine, replica].into_iter().flatten().min()
     }
 

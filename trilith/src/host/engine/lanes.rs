@@ -17,8 +17,6 @@ use trilith_wire::Kind;
 struct Lane {
     conn: ConnId,
     held: bool,
-    /// It costs no wake-up, so it is waited for before the others.
-    preferred: bool,
     /// Since the last release: entries queued, and whether something has come.
     entries: u32,
     answered: bool,
@@ -28,11 +26,6 @@ impl Lane {
     /// Was to answer and did not.
     fn is_slow(&self) -> bool {
         !(self.held || self.entries > 0 && self.answered)
-    }
-
-    /// Who comes first: of those that are not slow, the one that is preferred.
-    fn order(&self) -> (bool, bool) {
-        (self.is_slow(), !self.preferred)
     }
 }
 
@@ -51,6 +44,7 @@ pub(crate) enum Verdict {
 pub(crate) struct Lanes {
     majority: usize,
     lanes: Vec<Lane>,
+    /// It costs no wake-up, so it is waited for before the others.
     preferred: Option<ConnId>,
     /// When the oldest entry held was queued.
     since: Option<Monotonic>,
@@ -90,12 +84,11 @@ impl Lanes {
         let at = match at {
             Some(at) => at,
             None if is_entry => {
-                let preferred = self.preferred == Some(conn);
-                let at = if preferred { 0 } else { self.lanes.len() };
+                let is_preferred = self.preferred == Some(conn);
+                let at = if is_preferred { 0 } else { self.lanes.len() };
                 let lane = Lane {
                     conn,
                     held: false,
-                    preferred,
                     entries: 0,
                     answered: false,
                 };
@@ -145,7 +138,10 @@ impl Lanes {
             return;
         }
         if late && self.lanes.iter().any(Lane::is_slow) {
-            self.lanes.sort_by_key(Lane::order);
+            let preferred = self.preferred;
+            let is_other = |lane: &Lane| Some(lane.conn) != preferred;
+            self.lanes
+                .sort_by_key(|lane| (lane.is_slow(), is_other(lane)));
             self.pause_until = now.after(HOLD_PAUSE);
         }
         self.since = None;

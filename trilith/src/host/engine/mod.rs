@@ -16,7 +16,7 @@ use crate::cli::EngineArgs;
 use crate::exit::{Exit, setup};
 use crate::host::process;
 use anyhow::{Context, bail, ensure};
-use carrier::Carrier;
+use carrier::{Carrier, Carry};
 use core::time::Duration;
 use frontends::{Frontend, Frontends, Server};
 use keeper::Keeper;
@@ -41,6 +41,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 struct Config {
     engine: EngineConfig,
     members: Members,
+    carry: Option<Carry>,
     name: String,
 }
 
@@ -61,7 +62,10 @@ pub(crate) fn run(args: &EngineArgs) -> anyhow::Result<Exit> {
     }
     let mut process = process::start_with(&args.process, args.carry.is_some())?;
     let io = process.turns.io();
-    let replica = carrier::open(io, args, process.supervisor)?;
+    let replica = match &config.carry {
+        Some(carry) => carrier::open(io, args, carry, process.supervisor)?,
+        None => None,
+    };
     let mut frontends = Frontends::default();
     if let Some(nbd) = serve_nbd(io, &config, args, sockets)? {
         frontends.add(nbd);
@@ -81,13 +85,13 @@ pub(crate) fn run(args: &EngineArgs) -> anyhow::Result<Exit> {
         frontends,
         keeper,
         members: config.members,
-        carried: replica.as_ref().and_then(|replica| {
-            let (member, _) = args.carry.as_ref()?;
-            Some(Carried {
-                member: MemberId::new(*member)?,
+        carried: config
+            .carry
+            .zip(replica.as_ref())
+            .map(|(carry, replica)| Carried {
+                member: carry.member,
                 listener: replica.listener(),
-            })
-        }),
+            }),
         admin_listeners: process.admin,
         supervisor: process.supervisor,
         name: config.name,
@@ -125,11 +129,19 @@ fn check(args: &EngineArgs) -> anyhow::Result<Config> {
         }
         members.set(member, address.clone());
     }
-    if let Some((number, _)) = &args.carry {
-        let member = MemberId::new(*number).filter(|member| set.contains(*member));
-        let member = member
+    let mut carry = None;
+    if let Some((number, path)) = &args.carry {
+        let listens = |member| Some((member, members.get(member)?.clone()));
+        let (member, listen) = MemberId::new(*number)
+            .and_then(listens)
             .with_context(|| format!("--carry {number}: expected --replica {number}=ADDRESS"))?;
         local = local.with(member);
+        let path = path.clone();
+        carry = Some(Carry {
+            member,
+            path,
+            listen,
+        });
     }
     if !args.ask_for_voters && set != MemberSet::first(set.count()) {
         bail!("expected members 0 to {}, found {set:?}", set.count() - 1);
@@ -163,6 +175,7 @@ fn check(args: &EngineArgs) -> anyhow::Result<Config> {
     Ok(Config {
         engine: config,
         members,
+        carry,
         name: args.name.clone(),
     })
 }

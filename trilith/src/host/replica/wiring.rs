@@ -70,7 +70,6 @@ pub(crate) struct ReplicaHost {
     space_at: Monotonic,
     stopping: bool,
     ending: Option<Ending>,
-    done: bool,
 }
 
 impl ReplicaHost {
@@ -88,7 +87,6 @@ impl ReplicaHost {
             space_at: now,
             stopping: false,
             ending: None,
-            done: false,
         }
     }
 
@@ -106,8 +104,9 @@ impl ReplicaHost {
     }
 
     /// True when it has ended and its last bytes are sent.
-    pub(crate) fn is_done(&self) -> bool {
-        self.done
+    pub(crate) fn is_done(&self, now: Monotonic) -> bool {
+        let over = |ending: &Ending| self.owners.is_empty() || ending.until <= now;
+        self.ending.as_ref().is_some_and(over)
     }
 
     /// Where engines dial it.
@@ -321,30 +320,6 @@ impl ReplicaHost {
         for conn in self.slow.drain(..) {
             io.close(conn, false);
         }
-        let over = |ending: &Ending| self.owners.is_empty() || ending.until <= now;
-        self.done = self.ending.as_ref().is_some_and(over);
-    }
-
-    /// When [`ReplicaHost::tend`] wants to be called at the latest.
-    pub(crate) fn due(&self) -> Option<Monotonic> {
-        let rest = self.unsettled.then_some(Monotonic(0));
-        let space = self
-            .parts
-            .replica
-            .store()
-            .is_some()
-            .then_some(self.space_at);
-        let ending = self.ending.as_ref().map(|ending| ending.until);
-        [
-            rest,
-            space,
-            ending,
-            self.parts.replica.deadline(),
-            self.admin.deadline(),
-        ]
-        .into_iter()
-        .flatten()
-        .min()
     }
 }
 
@@ -401,13 +376,30 @@ impl Handler for ReplicaHost {
 
     fn settle(&mut self, io: &mut Io, now: Monotonic) {
         self.tend(io, now);
-        if self.done {
+        if self.is_done(now) {
             io.stop();
         }
     }
 
     fn deadline(&self) -> Option<Monotonic> {
-        self.due()
+        let rest = self.unsettled.then_some(Monotonic(0));
+        let space = self
+            .parts
+            .replica
+            .store()
+            .is_some()
+            .then_some(self.space_at);
+        let ending = self.ending.as_ref().map(|ending| ending.until);
+        [
+            rest,
+            space,
+            ending,
+            self.parts.replica.deadline(),
+            self.admin.deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     fn signal(&mut self, io: &mut Io, signal: Signal) {
