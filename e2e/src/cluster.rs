@@ -196,6 +196,11 @@ impl Cluster {
         Initiator::ready(&self.portal(), &self.login(n)?)
     }
 
+    /// Changes what its further flags are from the next start on.
+    pub fn set_flags(&mut self, flags: &[&str]) {
+        self.options.more = flags.iter().map(|flag| (*flag).to_owned()).collect();
+    }
+
     /// Starts `trilith up` on the volume; returns when it serves.
     ///
     /// # Errors

@@ -329,9 +329,8 @@ impl Target {
         if let Some((replicas, more)) = volume(name) {
             let port = free_port()?;
             let portal = format!("127.0.0.1:{port}");
-            let mut more = more;
-            more.extend(["--iscsi-block", "4096", "--iscsi"]);
-            let more = [&more[..], &[portal.as_str()]].concat();
+            let iscsi = ["--iscsi", portal.as_str(), "--iscsi-block", "4096"];
+            let more = [&iscsi[..], &more].concat();
             target.start_trilith(replicas, dir, &log, size_mib, &more)?;
             fill(&target.place, size_mib)?;
             target.place = Place::Iscsi(discover(port, 0)?);

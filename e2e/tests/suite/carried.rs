@@ -48,14 +48,19 @@ fn ensure_carried(cluster: &Cluster, others: &[u64]) -> Result<()> {
     Ok(())
 }
 
+/// Stops the volume and has it healthy again.
+fn restart(cluster: &mut Cluster) -> Result<()> {
+    cluster.stop()?;
+    cluster.up()?;
+    cluster.wait_state("healthy")
+}
+
 #[test]
 fn an_only_replica_dies_with_its_engine_and_loses_nothing() -> Result<()> {
     let mut cluster = Cluster::start(only_replica())?;
     faults::engine_is_killed_under_load(&cluster)?;
     ensure_carried(&cluster, &[])?;
-    cluster.stop()?;
-    cluster.up()?;
-    cluster.wait_state("healthy")?;
+    restart(&mut cluster)?;
     ensure_carried(&cluster, &[])?;
     cluster.kill_all()?;
     cluster.up()?;
@@ -76,9 +81,7 @@ fn the_first_of_three_dies_with_its_engine_and_the_volume_heals() -> Result<()> 
     }
     let status = fio.wait()?;
     ensure!(status.success(), "fio: {status}");
-    cluster.stop()?;
-    cluster.up()?;
-    cluster.wait_state("healthy")?;
+    restart(&mut cluster)?;
     ensure_carried(&cluster, &[1, 2])?;
     cluster.stop()
 }
@@ -93,10 +96,14 @@ fn a_flag_keeps_an_only_replica_in_a_process_of_its_own() -> Result<()> {
     ensure!(apart(&cluster) == [0] && cluster.replica(0).is_ok());
     signal(cluster.replica(0)?, Signal::KILL)?;
     cluster.wait_serving()?;
-    cluster.stop()?;
     // What was written apart is there when it is carried, and the other way round.
-    cluster.up()?;
-    cluster.wait_state("healthy")?;
+    for (flag, byte) in [("--carry", 1), ("--apart", 2)] {
+        ensure!(cluster.client()?.write(0, &[byte; 4096])?.is_ok());
+        cluster.set_flags(&[flag]);
+        restart(&mut cluster)?;
+        ensure!(apart(&cluster).is_empty() == (flag == "--carry"));
+        ensure!(cluster.client()?.read(0, 4096)? == Ok(vec![byte; 4096]));
+    }
     cluster.stop()
 }
 
@@ -133,9 +140,7 @@ fn a_carried_replica_that_cannot_be_opened_gets_a_process_of_its_own() -> Result
     fs::write(&meta, saved)?;
     cluster.wait_state("healthy")?;
     ensure!(cluster.engine()? == engine && apart(&cluster) == [0, 1, 2]);
-    cluster.stop()?;
-    cluster.up()?;
-    cluster.wait_state("healthy")?;
+    restart(&mut cluster)?;
     ensure_carried(&cluster, &[1, 2])?;
     cluster.stop()
 }
@@ -159,9 +164,7 @@ fn a_carried_replica_is_replaced_and_let_go() -> Result<()> {
         check.is_ok_and(|output| output.status.success())
     })?;
     ensure!(apart(&cluster) == [1]);
-    cluster.stop()?;
-    cluster.up()?;
-    cluster.wait_state("healthy")?;
+    restart(&mut cluster)?;
     ensure!(apart(&cluster).is_empty(), "the new one is carried next");
     cluster.stop()
 }
