@@ -68,6 +68,7 @@ marks! {
     TaintedReturns "a member of the in-sync set returns without its window (6.2)",
     HealedInPlace "a tainted member is healed in place and joins over the gap (C9)",
     FlushAskedAgain "a flush without an answer is asked for again (C12)",
+    LostBeforeOpen "a member loses its window between its term start and the opening (C28)",
     LossHandedOn "a member that missed the term start is told the loss epoch (C22)",
     ClearOwed "a member that was away is owed a DIRTYCLEAR",
     // Rebuild.

@@ -125,17 +125,21 @@ impl Engine {
         }
     }
 
-    /// When a late voter is asked whether it still lives. VOTE waits for its device for as long as
-    /// that takes (V3), so silence after it says nothing; a PREVOTE is answered at once.
-    pub(crate) fn vote_probe_at(&self, member: MemberId) -> Option<Monotonic> {
+    /// When a member that has nothing to say is asked for a sign of life. A late voter: VOTE waits for its
+    /// device for as long as that takes (V3), so silence after it says nothing. And whoever is connected
+    /// while too few for a campaign are (C27): it may have learned of a newer configuration since its WELCOME.
+    pub(crate) fn probe_at(&self, member: MemberId) -> Option<Monotonic> {
         let peer = &self.peers[member.index()];
-        let waits = self.open && peer.vote_sent && !peer.promised && peer.asked_at.is_none();
-        waits.then(|| peer.seen_at.after(self.cfg.timing.session_silence_max))
+        let owes_vote = self.open && peer.vote_sent && !peer.promised;
+        let idle = !self.open && matches!(self.campaign, Campaign::Idle { .. });
+        let waits = owes_vote || (idle && !self.may_campaign());
+        (waits && peer.asked_at.is_none())
+            .then(|| peer.seen_at.after(self.cfg.timing.session_silence_max))
     }
 
-    /// The answer is a refusal, for the term is not above the one it has promised; what counts is
-    /// that it comes.
-    pub(crate) fn probe_vote(&mut self, member: MemberId, cx: &mut Cx<'_>) {
+    /// A PREVOTE: it changes nothing and is answered at once. A member whose configuration is newer refuses
+    /// it for that reason, and tells it when it is met again; of any other what counts is that an answer comes.
+    pub(crate) fn probe(&mut self, member: MemberId, cx: &mut Cx<'_>) {
         let ballot = self.ballot(self.term);
         self.send(member, &Message::Prevote(ballot), None, cx);
     }

@@ -377,7 +377,7 @@ impl Engine {
                 | crate::peer::Link::Proved { until } => Some(until),
                 crate::peer::Link::Up => match peer.asked_at {
                     Some(at) => Some(at.after(silence)),
-                    None => self.vote_probe_at(member),
+                    None => self.probe_at(member),
                 },
             }
         };

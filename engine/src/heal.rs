@@ -308,8 +308,12 @@ impl Engine {
             let in_place = self.rebuilds[member.index()]
                 .as_ref()
                 .is_some_and(|r| r.in_place);
-            let settled =
-                !lock.blocked && (in_place || self.stream.uncommitted(lock.range).is_none());
+            // C29: what waits in the gate for a majority cannot get its place before this has brought one.
+            let settled = if in_place {
+                !lock.blocked || !self.can_issue()
+            } else {
+                !lock.blocked && self.stream.uncommitted(lock.range).is_none()
+            };
             let settled = settled || mutant::on(Mutant::RebuildWithoutLock);
             let mut source = self.holders(lock.range).without(member);
             if mutant::on(Mutant::RebuildWithoutLock) {

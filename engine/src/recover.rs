@@ -327,12 +327,28 @@ impl Engine {
         }
         self.mode_dirty = true;
         self.inherit_change();
+        self.recount_returned(outcome.counted, cx);
         self.try_opened(cx);
         self.heartbeat_all(cx);
         let late =
             self.members_where(|p| p.is_ours() && matches!(p.standing, Standing::Out { .. }));
         for member in late.iter() {
             self.member_late(member, cx);
+        }
+    }
+
+    /// C28: a member may lose its power after its TERMSTARTDONE and be back while others still owe theirs. What
+    /// it says of itself then counts as if it had come back just now.
+    fn recount_returned(&mut self, counted: MemberSet, cx: &mut Cx<'_>) {
+        for member in counted.iter() {
+            let peer = &self.peers[member.index()];
+            // Of this term is only what was told after the term start.
+            let told = peer.state.filter(|s| s.se.term == self.term);
+            let lost = told.filter(|s| s.flags.tainted || s.flags.failed);
+            if let (true, Some(state)) = (peer.is_ours(), lost) {
+                mark::reached(Mark::LostBeforeOpen);
+                self.member_returned(member, &state, cx);
+            }
         }
     }
 

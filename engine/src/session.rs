@@ -69,11 +69,11 @@ impl Engine {
                     let silent = peer
                         .asked_at
                         .is_some_and(|at| at.after(self.cfg.timing.session_silence_max) <= cx.now);
-                    let probe = self.vote_probe_at(member).is_some_and(|at| at <= cx.now);
+                    let probe = self.probe_at(member).is_some_and(|at| at <= cx.now);
                     if silent {
                         self.drop_session(member, cx);
                     } else if probe {
-                        self.probe_vote(member, cx);
+                        self.probe(member, cx);
                     }
                 }
             }

@@ -459,6 +459,7 @@ mod proof {
         Mark::SplitVote,
         Mark::VoteOvertaken,
         Mark::DemotedWhileJoining,
+        Mark::LostBeforeOpen,
         Mark::LossHandedOn,
         Mark::CopyFailed,
         Mark::ScrubTouched,

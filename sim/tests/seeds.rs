@@ -55,6 +55,9 @@ const REGRESSIONS: &[u64] = &[
     40_000_000_005_410,
     40_000_000_031_449,
     40_000_000_036_176,
+    40_000_000_032_571, // an engine never asked a connected voter for the newer configuration (C27)
+    40_000_000_021_801, // members that lost their power just before the term opened counted (C28)
+    40_000_000_028_199, // healing in place waited for a part that waited for a majority (C29)
 ];
 
 fn passes(seed: u64) {

@@ -364,6 +364,8 @@ impl Fake {
             && p.attach_epoch <= self.attach_epoch;
         if p.attach_epoch < self.attach_epoch {
             Some(Reason::AttachEpoch)
+        } else if p.cfg_gen < self.config.generation {
+            Some(Reason::Config)
         } else if p.term <= self.term {
             Some(Reason::Term)
         } else if leased {

@@ -2,7 +2,7 @@
 
 use super::world::{MS, World, member};
 use crate::status::Role;
-use crate::{Mode, Status};
+use crate::{Mode, Operator, Status, Waiting};
 use std::vec;
 use std::vec::Vec;
 use trilith_block::{ErrorKind, MemberSet, Monotonic, Term};
@@ -359,6 +359,65 @@ fn two_power_losses_under_a_live_engine_lose_nothing() {
     w.run(3_000);
     assert_equal(&w);
     assert_eq!(w.bytes(70_000, 5000), vec![1; 5000]);
+    w.stop();
+}
+
+/// C29. Simulator seed 40000000028199.
+#[test]
+fn a_write_that_waits_for_a_majority_does_not_keep_a_member_from_being_healed() {
+    let mut w = World::new(3);
+    w.wait_mode(Mode::Healthy);
+    write_some(&mut w, 10, 1);
+    w.run(100);
+    for at in 1..3 {
+        w.isolate(at);
+        w.fakes[at].lose_power();
+        w.fakes[at]
+            .need
+            .add_mask(trilith_block::ExtentNo(0), u64::MAX);
+    }
+    // It has read the rest of its block, and holds its place before all that comes later.
+    let tag = w.write(100, &[8; 200]);
+    w.run(1_000);
+    assert_eq!(w.engine.mode(), Mode::ReadOnlyLease);
+    w.heal(1);
+    w.heal(2);
+    assert_eq!(w.answer(tag), Ok(Vec::new()));
+    w.wait_mode(Mode::Healthy);
+    assert_eq!(status(&w).loss, 0);
+    assert_equal(&w);
+    w.stop();
+}
+
+/// C28. Simulator seed 40000000021801.
+#[test]
+fn members_that_lose_their_power_before_the_term_opens_do_not_count() {
+    let mut w = World::new(3);
+    w.wait_mode(Mode::Healthy);
+    write_some(&mut w, 3, 1);
+    let mut w = w.restart(|cfg| cfg.supersedes = super::world::ENGINE);
+    w.delay[0] = 20 * MS;
+    let started = |w: &mut World| w.fakes[1..].iter().all(|f| f.se.term == Term(2));
+    assert!(w.until(10_000, started));
+    // Their answers have come, that of the third never will.
+    w.fakes[0].deaf = true;
+    w.run(5);
+    for at in 1..3 {
+        w.isolate(at);
+        w.fakes[at].lose_power();
+        w.heal(at);
+    }
+    let back = |w: &mut World| status(w).members[1..].iter().all(|m| m.promised);
+    assert!(w.until(2_500, back));
+    w.run(50);
+    assert_eq!(w.engine.mode(), Mode::Waiting(Waiting::Recovery));
+    w.fakes[0].deaf = false;
+    w.wait_mode(Mode::Waiting(Waiting::LossAccepted));
+    w.operator(Operator::AcceptLoss);
+    w.wait_mode(Mode::Healthy);
+    assert_eq!(status(&w).loss, 1);
+    assert!(w.fakes.iter().all(|f| !f.tainted && f.se.term == Term(3)));
+    assert_equal(&w);
     w.stop();
 }
 

@@ -3,8 +3,8 @@
 use super::fake::Fake;
 use super::world::{World, member};
 use crate::reconfigure::{ChangeError, ChangeStep};
-use crate::status::Role;
-use crate::{Mode, Operator, Status};
+use crate::status::{Link, Role};
+use crate::{Mode, Operator, Status, Waiting};
 use std::vec;
 use trilith_block::{BlockRange, Blocks, Lba, MemberSet, Membership, Monotonic};
 
@@ -316,6 +316,40 @@ fn what_no_promiser_knew_is_overruled() {
     w.run(100);
     assert!(w.fakes[2].config.is_simple());
     assert!(w.fakes[2].config.generation > 77);
+    w.stop();
+}
+
+/// C27: who is connected may become a voter of a configuration that nobody else can tell any more.
+#[test]
+fn an_engine_that_waits_for_replicas_asks_those_it_has_for_a_newer_configuration() {
+    let mut w = World::new(3);
+    w.wait_mode(Mode::Healthy);
+    write_some(&mut w, 3, 1);
+    add_blank(&mut w);
+    replace(&mut w);
+    assert!(w.until(20_000, |w| is_over(w)));
+    let settled = w.fakes[0].config;
+    // As the second engine finds it, the change is still to come, and two of the old voters are gone.
+    for fake in &mut w.fakes {
+        fake.config = Membership {
+            generation: 1,
+            ..OLD.into()
+        };
+    }
+    let mut w = w.restart(|cfg| {
+        cfg.members = OLD;
+        cfg.attach_epoch = 1;
+    });
+    w.cut = MemberSet(0b0110);
+    w.run(10_000);
+    assert_eq!(w.engine.mode(), Mode::Waiting(Waiting::Replicas));
+    assert_eq!(status(&w).members[0].link, Link::Up);
+    for at in [0, 3] {
+        w.fakes[at].config = settled;
+    }
+    assert!(w.until(10_000, |w| w.engine.mode().is_active()));
+    assert_eq!(status(&w).membership.voters, NEW);
+    assert_eq!(w.bytes(0, 4096), vec![1; 4096]);
     w.stop();
 }
 
