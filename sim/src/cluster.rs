@@ -99,6 +99,8 @@ pub struct Cluster {
     pub scrubs: crate::scrub::Scrubs,
     /// What rots while faults strike.
     pub decay: crate::decay::Decay,
+    /// What lying disks have lost.
+    pub betrayals: crate::betrayal::Betrayals,
     /// What clients did.
     pub history: History,
     /// What happened, in words.
@@ -767,6 +769,7 @@ impl Cluster {
             .disk
             .as_mut()
             .map(|disk| disk.power_loss(cut, &mut self.entropy));
+        self.note_betrayal(host);
         self.note_lost(host, lost.unwrap_or_default());
         let state = &mut self.hosts[host];
         state.words.revive();

@@ -118,6 +118,22 @@ pub struct Faults {
     pub room: Option<u64>,
 }
 
+/// What power losses have taken back although a flush had said that it is durable.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Betrayed {
+    /// Pages of the data file.
+    pub data: Vec<u32>,
+    /// Number of pages of the metadata.
+    pub meta: u64,
+}
+
+impl Betrayed {
+    /// Nothing.
+    pub fn is_empty(&self) -> bool {
+        self.data.is_empty() && self.meta == 0
+    }
+}
+
 /// What a power cut does to data that is not durable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Cut {
@@ -195,8 +211,8 @@ pub struct Disk {
     /// True when the device keeps volatile data at all; without a cache every completed write is
     /// durable.
     pub volatile_cache: bool,
-    /// A power loss has taken back what a flush had said is durable.
-    pub betrayed: bool,
+    /// What power losses have taken back although a flush had said that it is durable.
+    pub betrayed: Betrayed,
     /// Pages of the data file that have rotted.
     rotten: BTreeMap<u32, Rot>,
     /// Times that something has rotted.
@@ -250,7 +266,7 @@ impl Disk {
             faults: Faults::default(),
             written: 0,
             volatile_cache,
-            betrayed: false,
+            betrayed: Betrayed::default(),
             rotten: BTreeMap::new(),
             rotted: 0,
         }
@@ -520,7 +536,7 @@ impl Disk {
     /// A power loss shows what a flush was worth.
     fn end_lies(&mut self, cut: Cut, entropy: &mut Entropy) {
         let sector = self.sector;
-        for image in &mut self.images {
+        for (place, image) in self.images.iter_mut().enumerate() {
             for (page, truth) in std::mem::take(&mut image.lies) {
                 let said = &mut image.pages[page as usize].durable;
                 let cached = [Volatile {
@@ -535,7 +551,13 @@ impl Disk {
                     Cut::Pages => truth,
                     Cut::Sectors => torn(&truth, &cached, sector, entropy),
                 };
-                self.betrayed |= kept != *said;
+                if kept != *said {
+                    if place == index(File::Data) {
+                        self.betrayed.data.push(page);
+                    } else {
+                        self.betrayed.meta += 1;
+                    }
+                }
                 *said = kept;
             }
         }
@@ -626,7 +648,12 @@ impl Disk {
             }
             sum.text(&image.loose);
         }
-        sum.text(&(&self.orphans, self.completions, &self.faults, self.betrayed));
+        sum.text(&(
+            &self.orphans,
+            self.completions,
+            &self.faults,
+            &self.betrayed,
+        ));
         for (number, flight) in &self.flights {
             sum.text(&(number, flight.submitted, flight.label));
             match &flight.operation {

@@ -163,17 +163,20 @@ fn a_lying_disk_takes_back_only_what_no_honest_flush_has_covered() {
     run(&mut disk, 6, flush(), &mut entropy);
     run(&mut disk, 7, write(2, 4, 1, true), &mut entropy);
     assert!(disk.volatile_pages(File::Data).next().is_none(), "it says");
-    assert!(!disk.betrayed);
+    assert!(disk.betrayed.is_empty());
     disk.power_loss(Cut::LoseAll, &mut entropy);
-    assert!(disk.betrayed);
+    assert_eq!(
+        (&disk.betrayed.data[..], disk.betrayed.meta),
+        (&[0, 1][..], 0)
+    );
     let found = [0, 1, 2].map(|page| first_bytes(&disk, page));
     assert_eq!(found, [[1; 8], [0; 8], [4; 8]]);
-    disk.betrayed = false;
+    disk.betrayed = Betrayed::default();
     run(&mut disk, 8, write(0, 5, 1, false), &mut entropy);
     run(&mut disk, 9, flush(), &mut entropy);
     disk.faults.lying_flush = false;
     run(&mut disk, 10, flush(), &mut entropy);
     disk.power_loss(Cut::LoseAll, &mut entropy);
-    assert!(!disk.betrayed);
+    assert!(disk.betrayed.is_empty());
     assert_eq!(first_bytes(&disk, 0), [5; 8]);
 }

@@ -19,6 +19,7 @@
     reason = "geometries are tiny, and a broken expectation of the simulator ends a run loudly"
 )]
 
+pub mod betrayal;
 pub mod buffers;
 pub mod check;
 pub mod cluster;

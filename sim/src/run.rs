@@ -209,6 +209,7 @@ impl Cluster {
                 wiped: Vec::new(),
             },
             watcher: crate::check::state::Watcher::default(),
+            betrayals: crate::betrayal::Betrayals::default(),
             initiators: Entropy::from_seed(config.seed).fork(8),
             entropy,
             watches: (0..config.hosts()).map(|_| Watch::default()).collect(),
@@ -278,8 +279,7 @@ impl Cluster {
         }
         self.supervisor.counts.betrayals = u64::from(self.is_betrayed());
         if self.failure.is_none()
-            && !self.is_betrayed()
-            && let Err(fault) = self.history.check()
+            && let Err(fault) = self.history.check_except(self.betrayals.blocks())
         {
             let story = self.story_of(fault.offset);
             self.fail(format!("{fault:?}\n{story}"));
@@ -578,18 +578,8 @@ impl Cluster {
         }
     }
 
-    /// A disk that lied about flushes has lost what it said is durable. A3 is broken: nothing is
-    /// promised of data any more, and T10 is not built; everything else must hold.
-    pub fn is_betrayed(&self) -> bool {
-        let mut disks = self.hosts.iter().filter_map(|h| h.disk.as_ref());
-        disks.any(|d| d.betrayed)
-    }
-
     /// I21: all replicas hold the same bytes; before a scrub rot is no matter.
     fn compare(&mut self, scrubbed: bool) {
-        if self.is_betrayed() {
-            return;
-        }
         let disks: Vec<&Disk> = self
             .voter_hosts()
             .into_iter()
@@ -604,7 +594,8 @@ impl Cluster {
         for (host, disk) in disks.iter().enumerate().skip(1) {
             let differs = |p: &usize| {
                 let rotten = scrubbed && (disk.is_rotten(*p) || disks[0].is_rotten(*p));
-                rotten || !disks[0].same_page(disk, *p)
+                let differs = rotten || !disks[0].same_page(disk, *p);
+                differs && !self.betrayals.contains(*p as u64)
             };
             if let Some(page) = (0..pages).find(differs) {
                 let story = self.story_of(page as u64 * 4096);

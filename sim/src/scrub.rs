@@ -117,7 +117,7 @@ impl Cluster {
         let range = difference.range;
         let mut blocks = range.start.0..range.end().0;
         let struck = |b: u64| self.scrubs.rotten.contains(&b) || self.decay.has_struck(b);
-        if blocks.all(struck) || self.is_betrayed() {
+        if blocks.all(|b| struck(b) || self.betrayals.contains(b)) {
             return None;
         }
         let unread = |(_, fault): &(u64, Fault)| matches!(fault, Fault::ReadErrors { .. });

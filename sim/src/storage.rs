@@ -197,10 +197,10 @@ impl Cluster {
         let Some(disk) = &self.hosts[host].disk else {
             return;
         };
-        let room = disk
-            .faults
-            .room
-            .unwrap_or(self.config.capacity / 4096 + 4096);
+        // A replica counts down with each extent that it touches first since it started, whether the
+        // file has it already or not; without a limit that must not bring it to nothing.
+        let plenty = 2 * self.config.capacity / 4096 + 4096;
+        let room = disk.faults.room.unwrap_or(plenty);
         let free_bytes = room.saturating_sub(disk.allocated()) * 4096 + EXTENT_BYTES;
         if let Some(p) = node.replica_and_arena() {
             let event = trilith_replica::Event::Space { free_bytes };

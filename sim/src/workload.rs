@@ -583,7 +583,7 @@ impl Cluster {
     fn check_copies(&mut self, number: u64, open: &Open) {
         let wish = open.wish;
         let entry = self.history.entries()[number as usize];
-        if entry.action == Action::Differs || self.is_betrayed() {
+        if entry.action == Action::Differs {
             return;
         }
         let blocks: Vec<u64> = match wish.op {
@@ -597,6 +597,9 @@ impl Cluster {
             return;
         }
         for block in blocks {
+            if self.betrayals.contains(block) {
+                continue;
+            }
             // A FUA write promises to be durable itself, not what was written over it meanwhile.
             let good = match wish.op {
                 Op::Flush => self.history.acceptable(block, entry.invoked),
@@ -618,7 +621,7 @@ impl Cluster {
     /// I14: what a read brings is committed before its reply. Told only while nothing volatile has
     /// been lost.
     fn check_read(&mut self, number: u64, open: &Open) {
-        let cuts = self.supervisor.counts.power_cuts > 0 || self.is_betrayed();
+        let cuts = self.supervisor.counts.power_cuts > 0;
         let volatile_lost = self.config.loses_data() || cuts;
         if open.wish.op != Op::Read || volatile_lost {
             return;

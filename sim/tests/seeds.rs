@@ -57,6 +57,15 @@ const REGRESSIONS: &[u64] = &[
     40_000_000_036_176,
     40_000_000_032_571, // an engine never asked a connected voter for the newer configuration (C27)
     40_000_000_021_801, // members that lost their power just before the term opened counted (C28)
+    30_000_000_101_279, // no base for a block but a tainted member that has it durably (C30)
+    // A disk that had lied was gone in the end; only what it took back may be lost.
+    40_000_000_005_843,
+    10_000_000_100_063,
+    30_000_000_100_259,
+    40_000_000_051_676,
+    40_000_000_052_928,
+    40_000_000_064_848,
+    40_000_000_043_365, // the room of a file was measured once only
     40_000_000_028_199, // healing in place waited for a part that waited for a majority (C29)
 ];
 

@@ -85,8 +85,10 @@ impl Copies {
     pub(super) fn may_be_base_of(&self, member: MemberId, block: BlockRange) -> bool {
         let newest = self.newest(block);
         let prefix = self.prefixes[member.index()];
+        // Of a void member only the durable prefix counts.
+        let has = |n| self.witnesses.contains(member) && self.has_in_window(member, block, n);
         self.candidates.contains(member)
-            && newest.is_none_or(|n| n <= prefix || self.has_in_window(member, block, n))
+            && newest.is_none_or(|n| n <= prefix || has(n))
             && self.begun_none_above(member, block, newest)
     }
 }

@@ -5,7 +5,7 @@ use super::*;
 use trilith_block::{Lba, MemberId};
 use trilith_wire::SlotStatus;
 
-/// C26, seen by who may stand in for the base at blocks 0 and 4.
+/// C26 and C30, seen by who may stand in for the base at blocks 0 and 4.
 #[test]
 fn only_who_could_be_base_and_lacks_nothing_may_take_its_place_for_a_block() {
     let base = || promise(0, (2, 1), &ALL, 9).accepted(9, range(0, 1));
@@ -34,7 +34,18 @@ fn only_who_could_be_base_and_lacks_nothing_may_take_its_place_for_a_block() {
             promise(1, (2, 0), &ALL, 9),
             [false, false],
         ),
-        ("tainted", void(9), [false, false]),
+        // C30.
+        ("tainted", void(9), [true, true]),
+        (
+            "tainted, its durable prefix is short",
+            void(8),
+            [false, false],
+        ),
+        (
+            "tainted, and what it has accepted may be gone",
+            void(8).accepted(9, range(0, 1)),
+            [false, false],
+        ),
         (
             "not in the set",
             promise(1, (2, 1), &[0, 2], 9),

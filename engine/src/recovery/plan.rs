@@ -345,13 +345,10 @@ fn choose_base<'a>(q: &'a [Voter<'a>], lossy: bool) -> Option<&'a Voter<'a>> {
 }
 
 /// C26: R3 could have chosen this voter instead of `base`: a clean recovery each one with a valid
-/// window in the highest epoch, a lossy one each one with the longest prefix there.
+/// window in the highest epoch, a lossy one each one with the longest prefix there. C30: also in a
+/// clean one a void member that has on stable media all that the base has without a gap.
 fn may_be_base(v: &Voter<'_>, base: &Voter<'_>, lossy: bool) -> bool {
-    let good = if lossy {
-        base.prefix() <= v.prefix()
-    } else {
-        !v.void
-    };
+    let good = base.prefix() <= v.prefix() || (!lossy && !v.void);
     let any = mutant::on(Mutant::AnyBaseOfBlock);
     v.works() && (any || v.in_m && v.promise.state.se == base.promise.state.se && good)
 }

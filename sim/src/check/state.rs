@@ -127,13 +127,10 @@ impl Cluster {
     /// epoch, one of the two knows: by its window, its need and limbo, its activity log if it is
     /// tainted, or by the dirty map that the sound one keeps for the other.
     fn coverage(&mut self) -> Option<String> {
-        if self.is_betrayed() {
-            return None;
-        }
         let seen = self.supervisor.seen_facts().map(|(_, f)| f.se).max()?;
         let replicas = self.config.replicas;
         let (hosts, history) = (&mut self.hosts, &self.history);
-        let rotten = &self.scrubs.rotten;
+        let bad = |b: &u64| self.scrubs.rotten.contains(b) || self.betrayals.contains(*b);
         let mut parts: Vec<(Host, Facts, Claims<'_>, &Disk)> = Vec::new();
         let wiped = &self.healing.wiped;
         for (host, state) in hosts[..replicas].iter_mut().enumerate() {
@@ -156,7 +153,7 @@ impl Cluster {
                 }
                 self.watcher.compared += 1;
                 for block in history.touched_blocks() {
-                    if disk.same_page(other_disk, block as usize) || rotten.contains(&block) {
+                    if disk.same_page(other_disk, block as usize) || bad(&block) {
                         continue;
                     }
                     if claims.excuse(block)
@@ -326,12 +323,10 @@ impl Cluster {
     }
 
     fn lacks_answered(&self, counted: trilith_block::MemberSet) -> Option<String> {
-        if self.is_betrayed() {
-            return None;
-        }
         let now = self.history.instant();
         let counts = |host: &Host| member(*host).is_some_and(|m| counted.contains(m));
-        for block in self.history.touched_blocks() {
+        let touched = self.history.touched_blocks();
+        for block in touched.filter(|b| !self.betrayals.contains(*b)) {
             let Some(good) = self.history.acceptable(block, now) else {
                 continue;
             };
