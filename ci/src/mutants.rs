@@ -21,11 +21,24 @@ const BY_TESTS: &[(&str, &str, &str)] = &[
     ("room_not_reserved", "trilith-engine", "tests::serve"),
     ("requests_after_loss", "trilith-engine", "tests::elect"),
     ("flush_not_asked_again", "trilith-engine", "tests::members"),
+    (
+        "lost_before_open_counts",
+        "trilith-engine",
+        "tests::members",
+    ),
+    (
+        "rebuild_asks_one_source",
+        "trilith-engine",
+        "tests::members",
+    ),
+    ("heal_behind_gate", "trilith-engine", "tests::members"),
+    ("config_not_asked_again", "trilith-engine", "tests::replace"),
     ("lease_forgotten", "trilith-replica", "tests::votes"),
     ("resend_overtakes", "trilith-replica", "a_failed_entry"),
     ("checksums_not_saved", "trilith-replica", "checksums"),
     ("checksums_not_voided", "trilith-replica", "checksums"),
     ("checksums_not_suspended", "trilith-replica", "checksums"),
+    ("raced_read_unjudged", "trilith-replica", "checksums"),
     ("evicted_above_tidx", "trilith-replica", "above_tidx_stays"),
 ];
 

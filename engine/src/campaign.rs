@@ -132,7 +132,8 @@ impl Engine {
         let peer = &self.peers[member.index()];
         let owes_vote = self.open && peer.vote_sent && !peer.promised;
         let idle = !self.open && matches!(self.campaign, Campaign::Idle { .. });
-        let waits = owes_vote || (idle && !self.may_campaign());
+        let asks = !mutant::on(Mutant::ConfigNotAskedAgain);
+        let waits = owes_vote || (asks && idle && !self.may_campaign());
         (waits && peer.asked_at.is_none())
             .then(|| peer.seen_at.after(self.cfg.timing.session_silence_max))
     }

@@ -310,7 +310,7 @@ impl Engine {
                 .is_some_and(|r| r.in_place);
             // C29: what waits in the gate for a majority cannot get its place before this has brought one.
             let settled = if in_place {
-                !lock.blocked || !self.can_issue()
+                !lock.blocked || !(self.can_issue() || mutant::on(Mutant::HealBehindGate))
             } else {
                 !lock.blocked && self.stream.uncommitted(lock.range).is_none()
             };
@@ -411,7 +411,8 @@ impl Engine {
             result,
             ReadResult::Failed(EntryStatus::Io | EntryStatus::Checksum)
         );
-        unreadable && self.read_for_copy(copy, range, bad, cx)
+        let may = !mutant::on(Mutant::RebuildAsksOneSource);
+        unreadable && may && self.read_for_copy(copy, range, bad, cx)
     }
 
     /// A REPAIRDONE of a copy.

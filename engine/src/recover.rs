@@ -11,6 +11,7 @@ use crate::session::block_crcs;
 use crate::syncset::Standing;
 use alloc::vec::Vec;
 use trilith_block::mark::{self, Mark};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{BlockRange, BufSlice, ChunkMap, ExtentNo, Idx, MemberId, MemberSet};
 use trilith_wire::{EntryStatus, MapKind, Message};
 
@@ -341,6 +342,9 @@ impl Engine {
     /// it says of itself then counts as if it had come back just now.
     fn recount_returned(&mut self, counted: MemberSet, cx: &mut Cx<'_>) {
         for member in counted.iter() {
+            if mutant::on(Mutant::LostBeforeOpenCounts) {
+                return;
+            }
             let peer = &self.peers[member.index()];
             // Of this term is only what was told after the term start.
             let told = peer.state.filter(|s| s.se.term == self.term);
