@@ -16,10 +16,11 @@
 //! A broken property is a [`Report`] with the shortest history that breaks it.
 //!
 //! # Start reading at
-//! [`Protocol`], then `recover` and `live`.
+//! [`Protocol`], then `recover` and `live`; [`change`] is a world of its own.
 
 #![forbid(unsafe_code)]
 
+pub mod change;
 pub mod limits;
 mod live;
 mod model;

@@ -12,5 +12,8 @@ pub const BLOCKS: usize = 2;
 /// Values that a block can have: 0 and one for each write. A set of them is one byte.
 pub const VALUES_MAX: u8 = 8;
 
+/// Members of the worlds in which voters are replaced: three voters and two newcomers.
+pub const MEMBERS: usize = 5;
+
 /// Engines of one history at most.
 pub const ENGINES_MAX: usize = 4;

@@ -3,9 +3,11 @@
 #![forbid(unsafe_code)]
 
 use clap::{Parser, ValueEnum};
+use std::fmt::Debug;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+use trilith_model::change::{self, Fault, World};
 use trilith_model::{Report, Scope, Variant, check, find};
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -55,15 +57,24 @@ fn main() -> io::Result<ExitCode> {
         let started = now();
         let report = check(scope, Variant::Correct);
         good &= report.broken.is_empty();
-        let result = if report.exhausted {
-            "exhausted"
-        } else if report.broken.is_empty() {
-            "stopped"
-        } else {
-            "BROKEN"
-        };
-        write!(out, "{:<12} {result:<10}", scope.name)?;
-        print(&mut out, &report, started.elapsed())?;
+        print_world(&mut out, scope.name, &report, started.elapsed())?;
+    }
+    let worlds = match options.size {
+        Size::Small => change::Scope::small(),
+        Size::Medium | Size::Large => change::Scope::medium(),
+    };
+    for scope in worlds {
+        if options
+            .world
+            .as_ref()
+            .is_some_and(|name| name != scope.name)
+        {
+            continue;
+        }
+        let started = now();
+        let report = World { scope, fault: None }.explore();
+        good &= report.broken.is_empty();
+        print_world(&mut out, scope.name, &report, started.elapsed())?;
     }
     if options.equivalent {
         // The watermark orders complete members as the sync epoch does, for both are barriers.
@@ -79,6 +90,17 @@ fn main() -> io::Result<ExitCode> {
             let report = find(scope, variant, &wanted);
             good &= !report.broken.is_empty();
             write!(out, "{variant:?} in {} ", scope.name)?;
+            print(&mut out, &report, started.elapsed())?;
+        }
+        for (fault, scope) in Fault::all() {
+            let started = now();
+            let report = World {
+                scope,
+                fault: Some(fault),
+            }
+            .explore();
+            good &= !report.broken.is_empty();
+            write!(out, "{fault:?} in {} ", scope.name)?;
             print(&mut out, &report, started.elapsed())?;
         }
     }
@@ -97,7 +119,24 @@ fn now() -> Instant {
     Instant::now()
 }
 
-fn print(out: &mut impl Write, report: &Report, took: Duration) -> io::Result<()> {
+fn print_world<A: Debug>(
+    out: &mut impl Write,
+    name: &str,
+    report: &Report<A>,
+    took: Duration,
+) -> io::Result<()> {
+    let result = if report.exhausted {
+        "exhausted"
+    } else if report.broken.is_empty() {
+        "stopped"
+    } else {
+        "BROKEN"
+    };
+    write!(out, "{name:<12} {result:<10}")?;
+    print(out, report, took)
+}
+
+fn print<A: Debug>(out: &mut impl Write, report: &Report<A>, took: Duration) -> io::Result<()> {
     writeln!(
         out,
         "{:>10} states {:>11} steps, depth {:>3}, {:.1} s",

@@ -3,11 +3,13 @@
 use crate::model::{Action, Protocol};
 use crate::scope::{Scope, Variant};
 use crate::state::Violation;
+use core::fmt::Debug;
+use core::hash::Hash;
 use stateright::{Checker, HasDiscoveries, Model};
 
 /// What came out.
 #[derive(Clone, Debug)]
-pub struct Report {
+pub struct Report<A = Action> {
     /// Different states seen.
     pub states: usize,
     /// Steps taken.
@@ -17,27 +19,46 @@ pub struct Report {
     /// Every state of the world was seen.
     pub exhausted: bool,
     /// Broken properties, each with its history.
-    pub broken: Vec<(&'static str, Vec<Action>)>,
+    pub broken: Vec<(&'static str, Vec<A>)>,
 }
 
 /// Explores a world to its end, or to the first broken property.
 pub fn check(scope: Scope, variant: Variant) -> Report {
-    run(scope, variant, HasDiscoveries::AnyFailures)
+    run_protocol(scope, variant, HasDiscoveries::AnyFailures)
 }
 
 /// Explores a world until one of these is broken.
 pub fn find(scope: Scope, variant: Variant, wanted: &[Violation]) -> Report {
     let wanted = wanted.iter().map(|v| v.name()).collect();
-    run(scope, variant, HasDiscoveries::AnyOf(wanted))
+    run_protocol(scope, variant, HasDiscoveries::AnyOf(wanted))
 }
 
-fn run(scope: Scope, variant: Variant, until: HasDiscoveries) -> Report {
+fn run_protocol(scope: Scope, variant: Variant, until: HasDiscoveries) -> Report {
     let protocol = Protocol {
         scope,
         variant,
         symmetry: true,
     };
-    let builder = protocol.checker().threads(1).finish_when(until);
+    run(protocol, until)
+}
+
+/// Explores any world to its end, or to the first broken property.
+pub(crate) fn explore<M>(world: M) -> Report<M::Action>
+where
+    M: Model + Send + Sync + 'static,
+    M::State: Clone + Debug + Hash + PartialEq + Send + Sync + 'static,
+    M::Action: Clone + Debug + PartialEq + Send + Sync,
+{
+    run(world, HasDiscoveries::AnyFailures)
+}
+
+fn run<M>(world: M, until: HasDiscoveries) -> Report<M::Action>
+where
+    M: Model + Send + Sync + 'static,
+    M::State: Clone + Debug + Hash + PartialEq + Send + Sync + 'static,
+    M::Action: Clone + Debug + PartialEq + Send + Sync,
+{
+    let builder = world.checker().threads(1).finish_when(until);
     let checker = builder.spawn_bfs().join();
     let broken: Vec<_> = checker
         .discoveries()
