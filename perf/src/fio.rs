@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Where fio's requests go.
@@ -14,6 +14,41 @@ pub(crate) enum Place {
     Nbd(String),
     /// An iSCSI unit: fio has no engine for it, see iscsi.rs.
     Iscsi(String),
+    /// The image of the Ceph cluster with this configuration.
+    Rbd(PathBuf),
+}
+
+/// The pool of Ceph's image.
+pub(crate) const RBD_POOL: &str = "rbd";
+/// The image.
+pub(crate) const RBD_IMAGE: &str = "vol";
+
+/// Points fio at a target.
+///
+/// # Errors
+/// fio has no engine for it.
+pub(crate) fn aim(command: &mut Command, place: &Place) -> Result<()> {
+    match place {
+        Place::File(name) => {
+            command.args([
+                "--ioengine=io_uring",
+                "--direct=1",
+                &format!("--filename={name}"),
+            ]);
+        }
+        Place::Nbd(uri) => {
+            command.args(["--ioengine=nbd", &format!("--uri={uri}")]);
+        }
+        Place::Rbd(conf) => {
+            command
+                .env("CEPH_CONF", conf)
+                .args(["--ioengine=rbd", "--clientname=admin"])
+                .arg(format!("--pool={RBD_POOL}"))
+                .arg(format!("--rbdname={RBD_IMAGE}"));
+        }
+        Place::Iscsi(uri) => bail!("run fio on {uri}: it has no engine for iSCSI"),
+    }
+    Ok(())
 }
 
 /// What one run gave.
@@ -41,22 +76,10 @@ pub(crate) fn run(job: &Path, place: &Place, seconds: u32, size_mib: u64) -> Res
     // fsync would make a file's times durable as well, which no server is asked for.
     let (fsync, fdatasync) = match place {
         Place::File(_) => ("0", "1"),
-        Place::Nbd(_) | Place::Iscsi(_) => ("1", "0"),
+        Place::Nbd(_) | Place::Iscsi(_) | Place::Rbd(_) => ("1", "0"),
     };
     command.envs([("FSYNC", fsync), ("FDATASYNC", fdatasync)]);
-    match place {
-        Place::File(name) => {
-            command.args([
-                "--ioengine=io_uring",
-                "--direct=1",
-                &format!("--filename={name}"),
-            ]);
-        }
-        Place::Nbd(uri) => {
-            command.args(["--ioengine=nbd", &format!("--uri={uri}")]);
-        }
-        Place::Iscsi(uri) => bail!("run fio on {uri}: it has no engine for iSCSI"),
-    }
+    aim(&mut command, place)?;
     common(&mut command, seconds, size_mib).arg(job);
     finish(&mut command, &job.display().to_string())
 }

@@ -1,6 +1,8 @@
 //! The servers that are compared. Each gets the same bytes on the same medium.
 
-use crate::fio::Place;
+mod ceph;
+
+use crate::fio::{self, Place};
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::net::{TcpListener, TcpStream};
@@ -77,21 +79,12 @@ fn raw_file(dir: &Path, size_mib: u64) -> Result<PathBuf> {
 
 /// Writes every byte once, so that no target measures first-touch allocation.
 pub(crate) fn fill(place: &Place, size_mib: u64) -> Result<()> {
-    let mut command = Command::new("fio");
-    match place {
-        Place::File(name) => {
-            command.args([
-                "--ioengine=io_uring",
-                "--direct=1",
-                &format!("--filename={name}"),
-            ]);
-        }
-        Place::Nbd(uri) => {
-            command.args(["--ioengine=nbd", &format!("--uri={uri}")]);
-        }
-        // Filled before it was served, or by another protocol.
-        Place::Iscsi(_) => return Ok(()),
+    // Filled before it was served, or by another protocol.
+    if matches!(place, Place::Iscsi(_)) {
+        return Ok(());
     }
+    let mut command = Command::new("fio");
+    fio::aim(&mut command, place)?;
     let output = command
         .args([
             "--name=fill",
@@ -190,6 +183,7 @@ impl Target {
                 target.serve(&mut command, &log, port)?;
             }
             "quorum" => target.start_quorum(dir, &log, size_mib)?,
+            "ceph" => target.start_ceph(dir, size_mib)?,
             "nbd-server" => target.start_nbd_server(dir, &log, size_mib)?,
             "nbdkit-file" => {
                 let (file, port) = (raw_file(dir, size_mib)?, free_port()?);
@@ -227,7 +221,7 @@ impl Target {
                 }
                 None => bail!(
                     "target {name}: expected raw, trilith1, trilith3, trilith5 (or one of them with \
-                     -carry or -apart, then -spin, then -batch), qemu-nbd, quorum, nbd-server, nbdkit-file, nbdkit-memory, \
+                     -carry or -apart, then -spin, then -batch), qemu-nbd, quorum, ceph, nbd-server, nbdkit-file, nbdkit-memory, \
                      frontend-memory or null-tokio-uring"
                 ),
             },
