@@ -225,11 +225,22 @@ pub(crate) enum StoreCommand {
     /// Make a new, empty store in a directory or on a block device.
     Format(FormatArgs),
     /// Verify a store without changing it.
-    Check(StoreArgs),
+    Check(CheckArgs),
     /// Print the state of a store.
     Show(StoreArgs),
     /// Copy the content of a store to a raw sparse file.
     Export(ExportArgs),
+}
+
+/// Flags of `store check`.
+#[derive(Args, Debug)]
+pub(crate) struct CheckArgs {
+    /// Directory of the replica, or its block device.
+    #[arg(value_name = "DIR|DEVICE")]
+    pub(crate) path: PathBuf,
+    /// Read all data as well and compare it with the checksums that the replica keeps.
+    #[arg(long)]
+    pub(crate) data: bool,
 }
 
 /// Which store.
@@ -705,6 +716,7 @@ mod tests {
             "trilith volume scrub",
             "trilith volume scrub --wait --dir d",
             "trilith store check d/replica-0",
+            "trilith store check --data d/replica-0",
             "trilith store export d/replica-0 out.raw",
             "trilith replica --dir d --listen 127.0.0.1:1 --secret-file s",
         ] {

@@ -26,6 +26,22 @@ fn metric(cluster: &Cluster, member: usize, name: &str) -> Result<u64> {
     value.parse().with_context(|| line.to_owned())
 }
 
+/// `store check --data` of each replica finds so many rotten blocks.
+fn check_data(cluster: &Cluster, rotten: u64) -> Result<()> {
+    for member in 0..3 {
+        let dir = cluster.replica_dir(member).display().to_string();
+        let output = run(trilith(), &["store", "check", "--data", &dir])?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let counts =
+            format!("{BLOCKS} blocks compared, 0 without a known checksum, {rotten} rotten");
+        ensure!(text.contains(&counts), "{text}");
+        ensure!(output.status.success() == (rotten == 0), "{text}");
+        let named = text.matches("not what was written there").count() as u64;
+        ensure!(named == rotten, "{text}");
+    }
+    Ok(())
+}
+
 #[test]
 fn rotten_blocks_of_a_replica_are_read_from_another() -> Result<()> {
     let mut cluster = Cluster::start(Options {
@@ -40,12 +56,14 @@ fn rotten_blocks_of_a_replica_are_read_from_another() -> Result<()> {
     drop(client);
     cluster.wait_state("healthy")?;
     cluster.stop()?;
+    check_data(&cluster, 0)?;
     // Each block rots on one replica or another.
     for member in 0..3usize {
         for block in (0..ROTTEN).filter(|b| b % 3 == member as u64) {
             cluster.rot(member, block * BLOCK + 100)?;
         }
     }
+    check_data(&cluster, ROTTEN / 3)?;
     cluster.up()?;
     cluster.wait_state("healthy")?;
     let mut client = cluster.client()?;

@@ -99,7 +99,9 @@ pub(crate) struct Checksums {
     zero_sum: u32,
 }
 
-fn stored(crc: u32) -> u32 {
+/// What a page says of a block with this CRC-32C: 0 stands for "not known".
+#[must_use]
+pub fn stored_checksum(crc: u32) -> u32 {
     crc.max(1)
 }
 
@@ -131,7 +133,7 @@ impl Checksums {
             batch: Vec::new(),
             save_buf,
             free: Vec::new(),
-            zero_sum: stored(data.crc32c(0, data.bytes(zero.slice(0, BLOCK_BYTES)))),
+            zero_sum: stored_checksum(data.crc32c(0, data.bytes(zero.slice(0, BLOCK_BYTES)))),
         }
     }
 
@@ -238,7 +240,7 @@ impl Checksums {
             .zip(blocks)
             .enumerate()
             .all(|(place, (sum, block))| {
-                *sum == 0 || !judged(place) || *sum == stored(data.crc32c(0, block))
+                *sum == 0 || !judged(place) || *sum == stored_checksum(data.crc32c(0, block))
             })
     }
 
@@ -271,7 +273,7 @@ impl Checksums {
             Some(slice) => {
                 let size = usize::try_from(BLOCK_BYTES).unwrap_or(1);
                 for (sum, block) in sums.iter_mut().zip(data.bytes(slice).chunks_exact(size)) {
-                    *sum = stored(data.crc32c(0, block));
+                    *sum = stored_checksum(data.crc32c(0, block));
                 }
             }
         }

@@ -67,6 +67,7 @@ pub use api::{
     StoreEvent, SyncSet, TermStart, Token, Told,
 };
 pub use check::{Finding, check};
+pub use checksums::stored_checksum;
 pub use disk::{DiskError, DiskOp, DiskTag, FileRole, StoreOut};
 pub use format::{Format, FormatParams};
 pub use geometry::{Geometry, Layout};

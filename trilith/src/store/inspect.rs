@@ -1,5 +1,6 @@
 //! `store check` and `store show`: read the metadata without changing it.
 
+use crate::cli::CheckArgs;
 use crate::exit::{Exit, setup};
 use crate::host::replica::files::StoreFiles;
 use crate::output;
@@ -31,10 +32,7 @@ pub(super) struct Found {
 /// When there is none, a replica runs on it, or it cannot be opened.
 pub(super) fn find(path: &Path) -> anyhow::Result<Found> {
     let files = StoreFiles::find(path, false, Duration::ZERO).map_err(setup)?;
-    let mut arena = Arena::new(ArenaConfig {
-        budget_bytes: ARENA_BYTES,
-        huge_pages: false,
-    })?;
+    let mut arena = arena()?;
     let mut out = StoreOut::new();
     let mut inspect = Inspect::new(&mut arena, &mut out).context("allocate memory for reading")?;
     loop {
@@ -62,7 +60,16 @@ pub(super) fn find(path: &Path) -> anyhow::Result<Found> {
     }
 }
 
-fn file(files: &StoreFiles, role: FileRole) -> &DataFile {
+/// Memory for reading, and the CRC that the store uses.
+pub(super) fn arena() -> anyhow::Result<Arena> {
+    Ok(Arena::new(ArenaConfig {
+        budget_bytes: ARENA_BYTES,
+        huge_pages: false,
+    })?)
+}
+
+/// The file, or the part of the device, that has this role.
+pub(super) fn file(files: &StoreFiles, role: FileRole) -> &DataFile {
     match role {
         FileRole::Meta => files.meta.as_ref().unwrap_or(&files.data),
         FileRole::Data => &files.data,
@@ -85,9 +92,9 @@ fn read(file: &DataFile, offset: u64, buf: BufSlice, arena: &mut Arena) -> Resul
 /// `store check`.
 ///
 /// # Errors
-/// When the store cannot be opened.
-pub(super) fn check(path: &Path) -> anyhow::Result<Exit> {
-    let found = find(path)?;
+/// When the store cannot be opened, or is asked for checksums that it does not have.
+pub(super) fn check(args: &CheckArgs) -> anyhow::Result<Exit> {
+    let found = find(&args.path)?;
     let report = &found.image.report;
     let mut text = String::new();
     for (name, error) in ["A", "B"].iter().zip(report.superblock_errors) {
@@ -115,7 +122,16 @@ pub(super) fn check(path: &Path) -> anyhow::Result<Exit> {
         report.journal_torn,
         report.checkpoint_blocks
     )?;
-    let sound = findings.is_empty() && !short;
+    let mut sound = findings.is_empty() && !short;
+    if args.data {
+        let rot = super::rot::compare(&found, &mut text).map_err(setup)?;
+        sound &= rot.is_sound();
+        writeln!(
+            text,
+            "data: {} blocks compared, {} without a known checksum, {} rotten, {} chunks that cannot be read",
+            rot.compared, rot.unknown, rot.rotten, rot.unreadable
+        )?;
+    }
     text.push_str(if sound { "sound\n" } else { "not sound\n" });
     output::print(&text);
     Ok(if sound { Exit::Done } else { Exit::Failed })

@@ -2,6 +2,7 @@
 
 mod export;
 mod inspect;
+mod rot;
 pub(crate) mod words;
 
 use crate::cli::{FormatArgs, StoreCommand};
@@ -17,7 +18,7 @@ use crate::output;
 pub(crate) fn run(command: &StoreCommand) -> anyhow::Result<Exit> {
     match command {
         StoreCommand::Format(args) => format_store(args).map_err(setup),
-        StoreCommand::Check(args) => inspect::check(&args.path),
+        StoreCommand::Check(args) => inspect::check(args),
         StoreCommand::Show(args) => inspect::show(&args.path),
         StoreCommand::Export(args) => export::run(args),
     }
@@ -50,7 +51,7 @@ fn format_store(args: &FormatArgs) -> anyhow::Result<Exit> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::{ExportArgs, StoreArgs};
+    use crate::cli::{CheckArgs, ExportArgs, StoreArgs};
     use std::fs;
     use std::os::unix::fs::FileExt;
     use std::path::Path;
@@ -87,11 +88,21 @@ mod tests {
     fn new_store_is_sound_and_a_broken_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
         formatted(dir.path());
-        let args = || StoreArgs {
+        let args = || CheckArgs {
             path: dir.path().to_owned(),
+            data: false,
         };
         assert_eq!(run(&StoreCommand::Check(args())).unwrap(), Exit::Done);
-        assert_eq!(run(&StoreCommand::Show(args())).unwrap(), Exit::Done);
+        let shown = StoreArgs {
+            path: dir.path().to_owned(),
+        };
+        assert_eq!(run(&StoreCommand::Show(shown)).unwrap(), Exit::Done);
+        let data = CheckArgs {
+            data: true,
+            ..args()
+        };
+        let error = run(&StoreCommand::Check(data)).unwrap_err();
+        assert!(format!("{error:#}").contains("no checksums"), "{error:#}");
         let out = dir.path().join("out");
         let export = ExportArgs {
             path: dir.path().to_owned(),
@@ -123,8 +134,9 @@ mod tests {
         formatted(dir.path());
         let path = dir.path().join(format::DATA);
         let held = crate::host::process::lock_file(&path, "").unwrap();
-        let command = StoreCommand::Check(StoreArgs {
+        let command = StoreCommand::Check(CheckArgs {
             path: dir.path().to_owned(),
+            data: false,
         });
         let error = run(&command).unwrap_err();
         assert!(
