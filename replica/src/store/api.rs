@@ -235,6 +235,8 @@ pub struct Counters {
     pub changes_failed: u64,
     /// Reads that found a block that is not what was written there.
     pub reads_rotten: u64,
+    /// Reads begun anew, as a change overtook them and their blocks could not be judged.
+    pub reads_again: u64,
     /// Pages of checksums read and written.
     pub checksum_pages: u64,
 }

@@ -38,6 +38,9 @@ pub const LAZY_ITEMS_MAX: usize = 4096;
 /// Calls (persist operations, repairs, reads, flushes) that may wait in the store at once, beside
 /// the entries of the window. What comes above it is answered [`super::StoreError::Busy`].
 pub const CALLS_MAX: usize = 4096;
+/// Times that a read is begun anew because changes overtook it, so that its blocks could not be held
+/// against their checksums (2.5). After that it is answered as it is.
+pub const READS_AGAIN_MAX: u8 = 4;
 
 /// Pages of checksums of extents outside the activity log that are kept: 4 MiB.
 pub const COLD_PAGES_MAX: usize = 1024;

@@ -4,10 +4,12 @@
 use super::api::{StoreError, StoreEvent, Token};
 use super::changes::intersection;
 use super::disk::{DiskError, DiskOp, FileRole, StoreOut};
+use super::limits::READS_AGAIN_MAX;
 use super::record::MapId;
 use super::state::{Purpose, Store};
 use trilith_block::chunks::{chunk_range, split_at_extents};
 use trilith_block::limits::{BLOCK_SHIFT, EXTENT_CHUNKS, TRANSFER_BYTES_MAX};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{BlockRange, Blocks, BufSlice, Buffers};
 
 const READ_WORDS: usize = (TRANSFER_BYTES_MAX >> BLOCK_SHIFT) as usize / 64;
@@ -49,6 +51,8 @@ pub(crate) struct Reading {
     pub(crate) raced: Raced,
     /// Extents of its range, counted from the first, whose checksums it holds.
     pub(crate) pinned: u8,
+    /// Times that it was begun anew, as it could not be judged.
+    again: u8,
 }
 
 impl Store {
@@ -74,15 +78,27 @@ impl Store {
         if self.reads.len() - self.reads_free.len() >= super::limits::CALLS_MAX {
             return Err(StoreError::Busy);
         }
-        let reading = Reading {
-            token,
-            parts: 0,
-            error: None,
-            range,
-            buf,
-            raced: Raced::default(),
-            pinned: 0,
-        };
+        self.begin_read(
+            Reading {
+                token,
+                parts: 0,
+                error: None,
+                range,
+                buf,
+                raced: Raced::default(),
+                pinned: 0,
+                again: 0,
+            },
+            data,
+            out,
+        );
+        Ok(())
+    }
+
+    fn begin_read(&mut self, reading: Reading, data: &mut dyn Buffers, out: &mut StoreOut) {
+        let Reading {
+            token, range, buf, ..
+        } = reading;
         let number = self.reads_free.pop().unwrap_or_else(|| {
             self.reads.push(reading);
             u32::try_from(self.reads.len() - 1).unwrap_or(u32::MAX)
@@ -114,7 +130,7 @@ impl Store {
                 token,
                 result: Ok(true),
             });
-            return Ok(());
+            return;
         }
         if holes > 0 {
             self.zero_holes(range, buf, data);
@@ -130,7 +146,6 @@ impl Store {
         if pages > 0 {
             self.start_checksums(data, out);
         }
-        Ok(())
     }
 
     fn read_run(
@@ -189,6 +204,7 @@ impl Store {
             reading.error = Some(error);
         }
         if reading.parts == 0 {
+            let done = *reading;
             let Reading {
                 token,
                 error,
@@ -196,15 +212,27 @@ impl Store {
                 buf,
                 raced,
                 pinned,
+                again,
                 ..
-            } = *reading;
+            } = done;
             // Where the device gave nothing there is nothing to judge.
             let judged = error.is_none().then_some(raced);
             let verified = self.verify((range, buf), (judged, pinned), data);
             let result = error.map_or(verified.map(|()| false), Err);
-            out.event(StoreEvent::ReadDone { token, result });
             self.reads_free
                 .push(u32::try_from(number).unwrap_or(u32::MAX));
+            let unjudged = raced != Raced::default() && !mutant::on(Mutant::RacedReadUnjudged);
+            if result.is_ok() && unjudged && again < READS_AGAIN_MAX {
+                self.counters.reads_again += 1;
+                let reading = Reading {
+                    raced: Raced::default(),
+                    pinned: 0,
+                    again: again + 1,
+                    ..done
+                };
+                return self.begin_read(reading, data, out);
+            }
+            out.event(StoreEvent::ReadDone { token, result });
         }
     }
 }

@@ -92,7 +92,8 @@ impl Store {
     }
 
     /// The device and the pages have been read: are the blocks what was written? Those that a change
-    /// has overtaken may be either and are not judged; without `raced` none is.
+    /// has overtaken may be either and are not judged (the read is begun anew, up to a limit); without
+    /// `raced` none is.
     pub(crate) fn verify(
         &mut self,
         (range, buf): (BlockRange, BufSlice),

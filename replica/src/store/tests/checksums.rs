@@ -145,7 +145,7 @@ fn a_page_of_the_past_never_accuses_new_data() {
 }
 
 #[test]
-fn a_read_that_a_write_overtakes_is_not_judged() {
+fn a_read_that_a_write_overtakes_accuses_nobody() {
     let mut world = World::with_checksums();
     world.write(1, range(5, 1), 1);
     world.run();
@@ -176,6 +176,8 @@ fn a_read_that_a_write_overtakes_is_not_judged() {
         world.run();
         let (data, out) = (&mut world.buffers, &mut world.out);
         world.store.disk_done(submitted.tag, Ok(()), data, out);
+        world.drain();
+        world.run();
         let events = world.take_events();
         let (token, result) = (Token(5), Ok(false));
         assert!(
@@ -185,6 +187,47 @@ fn a_read_that_a_write_overtakes_is_not_judged() {
         world.buffers.release(buf.buf);
     }
     assert_eq!(world.store.counters().reads_rotten, 0);
+}
+
+/// Rot that comes while a read and a write run beside each other is not answered.
+#[test]
+fn a_read_that_a_write_overtook_is_begun_anew_and_judged() {
+    for rotten in [false, true] {
+        let mut world = World::with_checksums();
+        world.write(1, range(5, 1), 1);
+        world.run();
+        let buf = world.buffers.alloc(4096).unwrap();
+        world.write(2, range(5, 1), 2);
+        let (data, out) = (&mut world.buffers, &mut world.out);
+        let taken = world.store.read(Token(5), range(5, 1), buf, data, out);
+        assert_eq!(taken, Ok(()));
+        world.drain();
+        let is_read = |op: &DiskOp| matches!(op, DiskOp::Read { .. });
+        let at = world.inflight.iter().position(|s| is_read(&s.op)).unwrap();
+        let submitted = world.inflight.remove(at);
+        world.run();
+        if rotten {
+            world.disk.rot(5, 3);
+        }
+        world.disk.complete(&submitted, &mut world.buffers);
+        let (data, out) = (&mut world.buffers, &mut world.out);
+        world.store.disk_done(submitted.tag, Ok(()), data, out);
+        world.drain();
+        world.run();
+        let result = if rotten {
+            Err(DiskError::Checksum)
+        } else {
+            Ok(false)
+        };
+        let done = StoreEvent::ReadDone {
+            token: Token(5),
+            result,
+        };
+        let events = world.take_events();
+        assert!(events.contains(&done), "{events:?}");
+        assert_eq!(world.store.counters().reads_again, 1);
+        world.buffers.release(buf.buf);
+    }
 }
 
 /// Only the blocks of the change may be either: another block of the read is judged.

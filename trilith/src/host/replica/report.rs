@@ -130,6 +130,11 @@ fn counters(status: &Status) -> [(&'static str, &'static str, u64); 28] {
             s.reads_rotten,
         ),
         (
+            "trilith_replica_reads_again",
+            "Reads begun anew, as a write overtook them and they could not be compared",
+            s.reads_again,
+        ),
+        (
             "trilith_replica_checksum_pages",
             "Pages of checksums read and written",
             s.checksum_pages,
