@@ -32,7 +32,7 @@ fn operations(latencies: &Latencies) -> [(&'static str, &Histogram); 5] {
     ]
 }
 
-fn counters(status: &Status) -> [(&'static str, &'static str, u64); 28] {
+fn counters(status: &Status) -> [(&'static str, &'static str, u64); 29] {
     let (c, s) = (&status.counters, &status.store);
     [
         ("trilith_replica_sessions", "Sessions welcomed", c.sessions),
