@@ -41,19 +41,13 @@ fn main() -> io::Result<ExitCode> {
     let options = Options::parse();
     let mut out = io::stdout().lock();
     let mut good = true;
+    let asked = |name: &str| options.world.as_ref().is_none_or(|world| world == name);
     let worlds = match options.size {
         Size::Small => Scope::small(),
         Size::Medium => Scope::medium(),
         Size::Large => Scope::large(),
     };
-    for scope in worlds {
-        if options
-            .world
-            .as_ref()
-            .is_some_and(|name| name != scope.name)
-        {
-            continue;
-        }
+    for scope in worlds.into_iter().filter(|s| asked(s.name)) {
         let started = now();
         let report = check(scope, Variant::Correct);
         good &= report.broken.is_empty();
@@ -63,14 +57,7 @@ fn main() -> io::Result<ExitCode> {
         Size::Small => change::Scope::small(),
         Size::Medium | Size::Large => change::Scope::medium(),
     };
-    for scope in worlds {
-        if options
-            .world
-            .as_ref()
-            .is_some_and(|name| name != scope.name)
-        {
-            continue;
-        }
+    for scope in worlds.into_iter().filter(|s| asked(s.name)) {
         let started = now();
         let report = World { scope, fault: None }.explore();
         good &= report.broken.is_empty();

@@ -24,35 +24,25 @@ pub struct Report<A = Action> {
 
 /// Explores a world to its end, or to the first broken property.
 pub fn check(scope: Scope, variant: Variant) -> Report {
-    run_protocol(scope, variant, HasDiscoveries::AnyFailures)
+    explore(of(scope, variant), HasDiscoveries::AnyFailures)
 }
 
 /// Explores a world until one of these is broken.
 pub fn find(scope: Scope, variant: Variant, wanted: &[Violation]) -> Report {
     let wanted = wanted.iter().map(|v| v.name()).collect();
-    run_protocol(scope, variant, HasDiscoveries::AnyOf(wanted))
+    explore(of(scope, variant), HasDiscoveries::AnyOf(wanted))
 }
 
-fn run_protocol(scope: Scope, variant: Variant, until: HasDiscoveries) -> Report {
-    let protocol = Protocol {
+fn of(scope: Scope, variant: Variant) -> Protocol {
+    Protocol {
         scope,
         variant,
         symmetry: true,
-    };
-    run(protocol, until)
+    }
 }
 
-/// Explores any world to its end, or to the first broken property.
-pub(crate) fn explore<M>(world: M) -> Report<M::Action>
-where
-    M: Model + Send + Sync + 'static,
-    M::State: Clone + Debug + Hash + PartialEq + Send + Sync + 'static,
-    M::Action: Clone + Debug + PartialEq + Send + Sync,
-{
-    run(world, HasDiscoveries::AnyFailures)
-}
-
-fn run<M>(world: M, until: HasDiscoveries) -> Report<M::Action>
+/// Explores any world to its end, or until what is asked for has been found.
+pub(crate) fn explore<M>(world: M, until: HasDiscoveries) -> Report<M::Action>
 where
     M: Model + Send + Sync + 'static,
     M::State: Clone + Debug + Hash + PartialEq + Send + Sync + 'static,

@@ -24,7 +24,7 @@ pub use state::{Broken, Config, Entry, Leader, Member, Phase, State};
 use crate::limits::MEMBERS;
 use crate::report::{Report, explore};
 use crate::state::Mask;
-use stateright::{Model, Property};
+use stateright::{HasDiscoveries, Model, Property};
 
 /// One atomic step.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,7 +76,7 @@ pub struct World {
 impl World {
     /// Explores it to its end, or until something is broken.
     pub fn explore(self) -> Report<Action> {
-        explore(self)
+        explore(self, HasDiscoveries::AnyFailures)
     }
 
     fn elections(&self, state: &State, out: &mut Vec<Action>) {

@@ -19,17 +19,6 @@ pub struct Given {
     pub wipes: u8,
 }
 
-impl Given {
-    const NOTHING: Given = Given {
-        engines: 0,
-        writes: 0,
-        changes: 0,
-        give_ups: 0,
-        cuts: 0,
-        wipes: 0,
-    };
-}
-
 /// The bounds of a world.
 #[derive(Clone, Copy, Debug)]
 pub struct Scope {
@@ -76,7 +65,7 @@ impl Fault {
 }
 
 impl Scope {
-    const fn new(name: &'static str, voters: Mask, given: Given) -> Scope {
+    fn new(name: &'static str, voters: Mask, given: Given) -> Scope {
         Scope {
             name,
             voters,
@@ -86,91 +75,91 @@ impl Scope {
     }
 
     /// One of three is replaced or given up, and an engine takes over at any step.
-    pub const fn replace() -> Scope {
+    pub fn replace() -> Scope {
         let given = Given {
             engines: 1,
             changes: 1,
             give_ups: 1,
-            ..Given::NOTHING
+            ..Given::default()
         };
         Scope::new("replace", 0b111, given)
     }
 
     /// The same with a write at any step.
-    pub const fn write() -> Scope {
+    pub fn write() -> Scope {
         let given = Given {
             engines: 1,
             writes: 1,
             changes: 1,
-            ..Given::NOTHING
+            ..Given::default()
         };
         Scope::new("replace-write", 0b111, given)
     }
 
     /// The same with a session cut at any step.
-    pub const fn cut() -> Scope {
+    pub fn cut() -> Scope {
         let given = Given {
             engines: 1,
             changes: 1,
             cuts: 1,
-            ..Given::NOTHING
+            ..Given::default()
         };
         Scope::new("replace-cut", 0b111, given)
     }
 
     /// The same with a disk emptied at any step.
-    pub const fn wipe() -> Scope {
+    pub fn wipe() -> Scope {
         let given = Given {
             engines: 1,
             changes: 1,
             wipes: 1,
-            ..Given::NOTHING
+            ..Given::default()
         };
         Scope::new("replace-wipe", 0b111, given)
     }
 
     /// A disk is emptied after a write; nobody is replaced.
-    pub const fn emptied() -> Scope {
+    pub fn emptied() -> Scope {
         let given = Given {
             engines: 1,
             writes: 1,
             wipes: 1,
-            ..Given::NOTHING
+            ..Given::default()
         };
         Scope::new("emptied", 0b111, given)
     }
 
     /// The only replica is replaced, and the newcomer is replaced again.
-    pub const fn single() -> Scope {
+    pub fn single() -> Scope {
         let given = Given {
             engines: 1,
             writes: 1,
             changes: 2,
-            ..Given::NOTHING
+            ..Given::default()
         };
         Scope::new("single", 0b1, given)
     }
 
     /// The only replica is replaced, while engines follow one another and a session is cut.
-    pub const fn single_cut() -> Scope {
+    pub fn single_cut() -> Scope {
         let given = Given {
             engines: 2,
             writes: 1,
             changes: 1,
             give_ups: 1,
             cuts: 1,
-            ..Given::NOTHING
+            ..Given::default()
         };
         Scope::new("single-cut", 0b1, given)
     }
 
     /// One of two is replaced or given up, while engines follow one another that may share a term.
-    pub const fn pair() -> Scope {
+    pub fn pair() -> Scope {
         let given = Given {
             engines: 2,
             changes: 1,
             give_ups: 1,
-            ..Given::NOTHING
+            ..Given::default()
         };
         let mut scope = Scope::new("pair", 0b11, given);
         scope.duel = true;

@@ -28,6 +28,12 @@ pub(super) fn set(mask: Mask) -> MemberSet {
     MemberSet(u32::from(mask))
 }
 
+/// All members of whom this is true.
+pub(super) fn members_where(is: impl Fn(usize) -> bool) -> Mask {
+    let they = (0..MEMBERS).filter(|m| is(*m));
+    they.fold(0, |set, m| set | bit(m))
+}
+
 pub(super) fn id(member: usize) -> MemberId {
     MemberId::new(member).unwrap_or_else(|| unreachable!("{member} is below {MEMBERS}"))
 }
@@ -159,14 +165,12 @@ pub struct Leader {
 
 impl Leader {
     pub(super) fn durable(&self, config: &Config) -> Mask {
-        let knows = |m: &usize| config.generation() <= self.known[*m];
-        (0..MEMBERS).filter(knows).fold(0, |set, m| set | bit(m))
+        members_where(|m| config.generation() <= self.known[m])
     }
 
     /// Members that have accepted everything up to here.
     pub(super) fn reached(&self, position: u8) -> Mask {
-        let there = |m: &usize| has(self.counted, *m) && position <= self.accepted[*m];
-        (0..MEMBERS).filter(there).fold(0, |set, m| set | bit(m))
+        members_where(|m| has(self.counted, m) && position <= self.accepted[m])
     }
 
     pub(super) fn end(&self) -> u8 {
@@ -239,8 +243,7 @@ impl State {
 
     /// Members with a session of this engine.
     pub(super) fn here(&self, engine: u8) -> Mask {
-        let ours = |m: &usize| self.members[*m].session == Some(engine);
-        (0..MEMBERS).filter(ours).fold(0, |set, m| set | bit(m))
+        members_where(|m| self.members[m].session == Some(engine))
     }
 
     /// Terms that an engine may win now.
@@ -258,17 +261,10 @@ impl State {
         if self.broken.is_some() {
             return;
         }
-        let open = |l: &&Leader| l.opened;
-        for newer in self.leaders.iter().filter(open) {
+        for newer in self.leaders.iter().filter(|l| l.opened) {
             let term = newer.term;
-            if self
-                .leaders
-                .iter()
-                .filter(open)
-                .filter(|l| l.term == term)
-                .count()
-                > 1
-            {
+            let of_it = self.leaders.iter().filter(|l| l.opened && l.term == term);
+            if of_it.count() > 1 {
                 self.broken = Some(Broken::TwoLeaders);
                 return;
             }
@@ -281,13 +277,13 @@ impl State {
         }
         // Everyone is back who was not let go: the newest configuration among them is what a new
         // leader would find, and it must be able to go on with them.
-        let lives = |m: &usize| {
-            let member = &self.members[*m];
-            member.config.is_known() && !member.is_retired(*m)
+        let lives = |m: usize| {
+            let member = &self.members[m];
+            member.config.is_known() && !member.is_retired(m)
         };
-        let alive = (0..MEMBERS).filter(lives).fold(0, |set, m| set | bit(m));
+        let alive = members_where(lives);
         let newest = (0..MEMBERS)
-            .filter(lives)
+            .filter(|m| has(alive, *m))
             .map(|m| self.members[m].config)
             .max_by_key(Config::generation);
         // One emptied disk of three is a failure like any other; what it takes with it is not a

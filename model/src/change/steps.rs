@@ -2,7 +2,7 @@
 
 use super::Action;
 use super::scope::Fault;
-use super::state::{Config, Entry, Leader, Member, Phase, State, id};
+use super::state::{Config, Entry, Leader, Member, Phase, State, id, members_where};
 use crate::limits::MEMBERS;
 use crate::state::{Mask, at, bit, has};
 use trilith_block::{Membership, Term};
@@ -23,6 +23,14 @@ impl State {
         self.is_open(engine) && leader.config.decides(here, None)
     }
 
+    /// The configuration that a new engine goes by when this member is the one to tell it.
+    fn told(&self, by: usize, fault: Option<Fault>) -> Config {
+        match fault {
+            Some(Fault::ConfigNotAsked) => self.made_with,
+            _ => self.members[by].config,
+        }
+    }
+
     /// Whether these can make an engine leader that goes by what this member told it.
     pub(super) fn may_elect(
         &self,
@@ -33,7 +41,7 @@ impl State {
     ) -> bool {
         let blind = fault == Some(Fault::ConfigNotAsked);
         let teller = &self.members[told_by];
-        let config = if blind { self.made_with } else { teller.config };
+        let config = self.told(told_by, fault);
         let votes = |m: usize| {
             let voter = &self.members[m];
             // A replica that knows a newer configuration than the engine has heard of refuses.
@@ -63,11 +71,12 @@ impl State {
     }
 
     /// What a member is to know.
-    fn target(&self, engine: u8, member: usize) -> Config {
+    fn target(&self, engine: u8, member: usize, fault: Option<Fault>) -> Config {
         let leader = self.leader(engine);
+        let early = fault == Some(Fault::RetiredEarly);
         leader
             .pending
-            .filter(|config| config.has(member))
+            .filter(|config| config.has(member) || early)
             .unwrap_or(leader.config)
     }
 
@@ -80,21 +89,12 @@ impl State {
         if blank && !leader.fresh {
             return false;
         }
-        let target = self.target(engine, member);
-        let old = target.generation() != leader.known[member];
-        let leaves = !leader.config.has(member)
-            || fault == Some(Fault::RetiredEarly)
-                && leader.pending.is_some_and(|config| !config.has(member));
-        // Who leaves is told only what is decided.
+        let target = self.target(engine, member, fault);
+        // Who leaves is told only what is decided, and leaves the sync set before.
         let decided = leader.config.decides(leader.durable(&leader.config), fault)
-            && !self.in_sets(engine, member)
+            && !has(leader.counted, member)
             || fault == Some(Fault::RetiredEarly);
-        old && (!leaves || decided) || leaves && decided && !self.members[member].is_retired(member)
-    }
-
-    /// Still a member of the sync set: it leaves that before it is told.
-    fn in_sets(&self, engine: u8, member: usize) -> bool {
-        has(self.leader(engine).counted, member)
+        target.generation() != leader.known[member] && (target.has(member) || decided)
     }
 
     pub(super) fn may_start_term(&self, engine: u8, member: usize) -> bool {
@@ -317,23 +317,20 @@ impl State {
 
     fn elect(&mut self, term: u8, told_by: usize, voters: Mask, fault: Option<Fault>) {
         self.left.engines -= 1;
-        let config = match fault {
-            Some(Fault::ConfigNotAsked) => self.made_with,
-            _ => self.members[told_by].config,
-        };
+        let config = self.told(told_by, fault);
         let engine = u8::try_from(self.leaders.len()).unwrap_or(u8::MAX);
         let members = (0..MEMBERS).filter(|m| has(voters, *m));
         let base = members.clone().max_by_key(|m| self.members[*m].order);
         // Who has a say may also be repaired and start the term.
         let heard = fault == Some(Fault::BlankHeard);
-        let whole = |m: &usize| self.members[*m].order.0 > 0 || heard;
+        let whole = |m: usize| self.members[m].order.0 > 0 || heard;
         let settled =
             config.0.is_simple() && members.clone().all(|m| self.members[m].config == config);
         self.leaders.push(Leader {
             term,
             config,
             base: base.map_or(0, |m| self.members[m].content),
-            first: members.clone().filter(whole).fold(0, |set, m| set | bit(m)),
+            first: members_where(|m| has(voters, m) && whole(m)),
             ..Leader::default()
         });
         for member in members {
@@ -345,15 +342,12 @@ impl State {
     }
 
     fn spread(&mut self, engine: u8, member: usize, fault: Option<Fault>) {
-        if self.target(engine, member).generation() < self.leader(engine).known[member] {
+        if self.target(engine, member, fault).generation() < self.leader(engine).known[member] {
             // What it knows was never decided.
             self.leaders[at(engine)].pending = None;
             self.take(engine, Membership::renewed);
         }
-        let mut target = self.target(engine, member);
-        if let (Some(Fault::RetiredEarly), Some(last)) = (fault, self.leader(engine).pending) {
-            target = last;
-        }
+        let target = self.target(engine, member, fault);
         let leader = &mut self.leaders[at(engine)];
         leader.known[member] = leader.known[member].max(target.generation());
         let told = &mut self.members[member];
@@ -414,7 +408,7 @@ impl State {
             }
             let committed = leader.committed;
             if self.can_issue(number) {
-                self.leaders[engine].seen |= self.content(number, 0);
+                self.leaders[engine].seen |= self.leaders[engine].base;
             }
             if committed > 0 {
                 self.leaders[engine].seen |= self.content(number, committed);
