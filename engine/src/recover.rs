@@ -341,10 +341,10 @@ impl Engine {
     /// C28: a member may lose its power after its TERMSTARTDONE and be back while others still owe theirs. What
     /// it says of itself then counts as if it had come back just now.
     fn recount_returned(&mut self, counted: MemberSet, cx: &mut Cx<'_>) {
+        if mutant::on(Mutant::LostBeforeOpenCounts) {
+            return;
+        }
         for member in counted.iter() {
-            if mutant::on(Mutant::LostBeforeOpenCounts) {
-                return;
-            }
             let peer = &self.peers[member.index()];
             // Of this term is only what was told after the term start.
             let told = peer.state.filter(|s| s.se.term == self.term);

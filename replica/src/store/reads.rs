@@ -55,6 +55,21 @@ pub(crate) struct Reading {
     again: u8,
 }
 
+impl Reading {
+    fn new(token: Token, (range, buf): (BlockRange, BufSlice), again: u8) -> Reading {
+        Reading {
+            token,
+            parts: 0,
+            error: None,
+            range,
+            buf,
+            raced: Raced::default(),
+            pinned: 0,
+            again,
+        }
+    }
+}
+
 impl Store {
     /// Reads blocks as they are into `buf`, which the caller keeps until [`StoreEvent::ReadDone`].
     /// The range may cross extents.
@@ -78,20 +93,7 @@ impl Store {
         if self.reads.len() - self.reads_free.len() >= super::limits::CALLS_MAX {
             return Err(StoreError::Busy);
         }
-        self.begin_read(
-            Reading {
-                token,
-                parts: 0,
-                error: None,
-                range,
-                buf,
-                raced: Raced::default(),
-                pinned: 0,
-                again: 0,
-            },
-            data,
-            out,
-        );
+        self.begin_read(Reading::new(token, (range, buf), 0), data, out);
         Ok(())
     }
 
@@ -204,7 +206,6 @@ impl Store {
             reading.error = Some(error);
         }
         if reading.parts == 0 {
-            let done = *reading;
             let Reading {
                 token,
                 error,
@@ -214,7 +215,7 @@ impl Store {
                 pinned,
                 again,
                 ..
-            } = done;
+            } = *reading;
             // Where the device gave nothing there is nothing to judge.
             let judged = error.is_none().then_some(raced);
             let verified = self.verify((range, buf), (judged, pinned), data);
@@ -224,13 +225,8 @@ impl Store {
             let unjudged = raced != Raced::default() && !mutant::on(Mutant::RacedReadUnjudged);
             if result.is_ok() && unjudged && again < READS_AGAIN_MAX {
                 self.counters.reads_again += 1;
-                let reading = Reading {
-                    raced: Raced::default(),
-                    pinned: 0,
-                    again: again + 1,
-                    ..done
-                };
-                return self.begin_read(reading, data, out);
+                let anew = Reading::new(token, (range, buf), again + 1);
+                return self.begin_read(anew, data, out);
             }
             out.event(StoreEvent::ReadDone { token, result });
         }
