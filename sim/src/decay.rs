@@ -123,7 +123,7 @@ fn checksum(disk: &Disk, store: &Store, block: u64) -> u32 {
     }
     let page = PAGE as u64;
     let extent = lba.extent();
-    let at = store.superblock().layout.checksums_offset + u64::from(extent.0) * page;
+    let at = store.superblock().layout.checksum_page(extent);
     let mut bytes = [0; PAGE];
     disk.peek(File::Meta, at, &mut bytes);
     let place = (block * page - extent.byte_offset()) / page;

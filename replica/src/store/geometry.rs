@@ -119,6 +119,11 @@ impl Layout {
         }
     }
 
+    /// Where the page of checksums of an extent begins, of a volume that has them.
+    pub fn checksum_page(&self, extent: ExtentNo) -> u64 {
+        self.checksums_offset + u64::from(extent.0) * u64::from(META_BLOCK_BYTES)
+    }
+
     /// True when the areas are aligned, in order and large enough for the geometry and a volume of
     /// `capacity` bytes.
     pub fn is_sound(&self, geometry: &Geometry, capacity: u64) -> bool {

@@ -4,7 +4,6 @@ use super::api::{Change, FailCause};
 use super::changes::WAIT_SUMS;
 use super::checksums::{Checksums, Saved};
 use super::disk::{DiskError, DiskOp, FileRole, StoreOut};
-use super::limits::META_BLOCK_BYTES;
 use super::reads::Raced;
 use super::state::{Purpose, Store};
 use trilith_block::chunks::split_at_extents;
@@ -14,7 +13,7 @@ use trilith_block::{BlockRange, BufSlice, Buffers, ExtentNo, Lba};
 
 impl Store {
     fn page_offset(&self, extent: ExtentNo) -> u64 {
-        self.superblock.layout.checksums_offset + u64::from(extent.0) * u64::from(META_BLOCK_BYTES)
+        self.superblock.layout.checksum_page(extent)
     }
 
     /// Pages of checksums in memory.

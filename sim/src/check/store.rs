@@ -162,7 +162,7 @@ impl Watch {
             if store.is_logged(extent) {
                 continue;
             }
-            let page = page_of(disk, layout.checksums_offset + u64::from(extent.0) * BLOCK);
+            let page = page_of(disk, layout.checksum_page(extent));
             for (place, raw) in page.chunks_exact(4).enumerate() {
                 let sum = raw.try_into().map_or(0, u32::from_le_bytes);
                 let offset = extent.byte_offset() + place as u64 * BLOCK;

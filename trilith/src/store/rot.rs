@@ -5,13 +5,12 @@ use core::fmt::Write;
 use trilith_block::chunks::chunk_range;
 use trilith_block::limits::{BLOCK_BYTES, CHUNK_BYTES, EXTENT_CHUNKS};
 use trilith_block::{Buffers, ExtentNo};
+use trilith_replica::store::limits::META_BLOCK_BYTES;
 use trilith_replica::store::{FileRole, MapName, stored_checksum};
 use trilith_runtime::Arena;
 
 /// Blocks that are named, at most; more are counted.
 const NAMED_MAX: u64 = 32;
-/// Bytes of checksums of an extent.
-const PAGE: usize = 4096;
 
 /// What was found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -65,8 +64,8 @@ pub(super) fn compare(found: &Found, text: &mut String) -> anyhow::Result<Rot> {
 /// The checksums of an extent; `None` when they cannot be read.
 fn page_of(found: &Found, extent: ExtentNo) -> Option<Vec<u8>> {
     let meta = file(&found.files, FileRole::Meta);
-    let offset = found.image.superblock.layout.checksums_offset + u64::from(extent.0) * PAGE as u64;
-    let mut page = vec![0; PAGE];
+    let mut page = vec![0; META_BLOCK_BYTES as usize];
+    let offset = found.image.superblock.layout.checksum_page(extent);
     meta.read_at(offset, &mut page).ok().map(|()| page)
 }
 
