@@ -156,7 +156,8 @@ impl Replica {
 
 /// The lease after a restart. `grant` is the last one in the window header, `None` when the window
 /// is lost: then the replica may have granted one to whoever it voted for until just before, and
-/// says so (5.2), unless it was sealed.
+/// says so (5.2), unless it was sealed and promised nothing since: an engine counts what a replica
+/// echoes from its promise on, before anything takes the seal away.
 pub(crate) fn lease_after_restart(
     grant: Option<LeaseGrant>,
     facts: &Facts,
@@ -172,7 +173,8 @@ pub(crate) fn lease_after_restart(
             mark::reached_if(grant.until > now, Mark::LeaseRestored);
             Lease::restored(grant.engine, grant.until.min(now.after(span)))
         }
-        None if facts.sealed || facts.term == Term(0) => Lease::default(),
+        None if facts.term == Term(0) => Lease::default(),
+        None if facts.sealed && facts.se.term == facts.term => Lease::default(),
         None => Lease::restored(facts.voted, now.after(span)),
     }
 }

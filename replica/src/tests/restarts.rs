@@ -1,6 +1,6 @@
 //! Process crashes, power loss, clean stops.
 
-use super::rig::{E1, Rig, acked};
+use super::rig::{E1, E2, Rig, acked};
 use trilith_block::{Idx, Term};
 use trilith_wire::Message;
 
@@ -128,6 +128,35 @@ fn a_seal_is_a_clean_stop() {
     rig.elect(conn, 2);
     rig.begin(conn, 2, 1, super::rig::ALL);
     assert!(!rig.state().flags.sealed);
+    rig.stop();
+}
+
+#[test]
+fn a_seal_hides_no_lease_of_a_later_term() {
+    let mut rig = Rig::new();
+    let conn = rig.active();
+    rig.ask(
+        conn,
+        &Message::Seal {
+            term: TERM,
+            idx: Idx(0),
+        },
+    );
+    // Promised, but no record of the new term yet: heartbeats grant a lease all the same (5.5).
+    rig.elect(conn, 2);
+    rig.ask(
+        conn,
+        &Message::Heartbeat {
+            term: Term(2),
+            commit: Idx(0),
+            tidx: Idx(0),
+            sent_at: 1,
+        },
+    );
+    rig.power_cut();
+    let (_, state) = rig.login(E2);
+    assert!(state.flags.sealed && Term(2) == state.term);
+    assert!(0 < state.lease_left_ms, "{state:?}");
     rig.stop();
 }
 
