@@ -20,6 +20,8 @@ pub struct Membership {
     pub next: MemberSet,
     /// Every decision needs a majority of `voters` and a majority of `next`.
     pub joint: bool,
+    /// The voter that holds no data (7.1); empty, or one of `voters`.
+    pub witness: MemberSet,
 }
 
 impl From<MemberSet> for Membership {
@@ -35,6 +37,16 @@ impl Membership {
     /// Everyone who has a place in it: voters, those to be, and who only learns.
     pub fn members(&self) -> MemberSet {
         self.voters.or(self.next)
+    }
+
+    /// Who holds the data, or is to: everyone but the witness (7.1).
+    pub fn data(&self) -> MemberSet {
+        self.members().minus(self.witness)
+    }
+
+    /// One of the voters holds no data (7.1): committed is what all of the in-sync set accepted.
+    pub fn has_witness(&self) -> bool {
+        !self.witness.is_empty()
     }
 
     /// Everyone whose vote or acknowledgement can decide something.
@@ -94,12 +106,18 @@ impl Membership {
         }
     }
 
-    /// The sets make sense: some voter, no unknown member, at most one replaced at a time.
+    /// The sets make sense: some voter, no unknown member, at most one replaced at a time; a witness
+    /// is one of three voters, none of which is being replaced (W16).
     pub fn is_valid(&self) -> bool {
         let all = MemberSet::first(MEMBERS_MAX);
         let known = self.members().minus(all).is_empty() && !self.voters.is_empty();
         let change = self.next.count() == self.voters.count() && self.joining().count() == 1;
+        let one_of_three = self.witness.count() == 1
+            && self.witness.minus(self.voters).is_empty()
+            && self.voters.count() == 3
+            && self.next.is_empty();
         known
+            && (self.witness.is_empty() || one_of_three)
             && if self.next.is_empty() {
                 !self.joint
             } else {
@@ -153,6 +171,7 @@ impl Membership {
             voters,
             next: MemberSet::EMPTY,
             joint: false,
+            witness: self.witness,
         })
     }
 }

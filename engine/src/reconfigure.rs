@@ -117,7 +117,7 @@ impl Engine {
         state: &ReplicaState,
         cx: &mut Cx<'_>,
     ) -> bool {
-        let (told, known) = (state.membership(), self.membership);
+        let (told, known) = (state.config, self.membership);
         self.generation_heard = self.generation_heard.max(told.generation);
         let peer = &mut self.peers[member.index()];
         (peer.generation, peer.generation_sent) = (told.generation, 0);
@@ -160,7 +160,7 @@ impl Engine {
     pub(crate) fn fill_unknown(&self, promises: &mut [Promise]) {
         let extents = ExtentNo::count_for(self.capacity);
         for promise in promises {
-            let known = promise.state.membership().members();
+            let known = promise.state.config.members();
             for member in self.membership.members().minus(known).iter() {
                 let map = promise.dirty.get_mut(member);
                 for extent in 0..extents {

@@ -71,7 +71,6 @@ fn promise(own: usize, replica: &Replica, names: Names, variant: Variant) -> Pro
         leader: Uuid::NONE,
         term: Term(u64::from(replica.term)),
         attach_epoch: 0,
-        cfg_gen: 0,
         se: SyncEpoch {
             term: Term(u64::from(replica.se.0)),
             n: u32::from(n),
@@ -88,9 +87,7 @@ fn promise(own: usize, replica: &Replica, names: Names, variant: Variant) -> Pro
         credit_entries: 0,
         credit_bytes: 0,
         member,
-        voters: MemberSet::first(REPLICAS),
-        next: MemberSet::EMPTY,
-        joint: false,
+        config: MemberSet::first(REPLICAS).into(),
         flags: StateFlags {
             tainted: replica.tainted && variant != Variant::TaintIgnored,
             need: replica.need != 0,

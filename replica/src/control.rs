@@ -497,7 +497,7 @@ impl Replica {
             },
             What::Reconfigure => Message::ReconfigureDone {
                 term,
-                generation: self.facts().cfg_gen,
+                generation: self.facts().config.generation,
             },
             What::Vote | What::Drain | What::Stop | What::Repair { .. } | What::Read { .. } => {
                 return;

@@ -47,7 +47,7 @@ impl Replica {
             Some(Reason::Failed)
         } else if p.attach_epoch < self.attach_epoch() && !mutant::on(Mutant::AttachEpochIgnored) {
             Some(Reason::AttachEpoch)
-        } else if p.cfg_gen < self.facts().cfg_gen || self.facts().is_retired() {
+        } else if p.cfg_gen < self.facts().config.generation || self.facts().is_retired() {
             Some(Reason::Config)
         } else {
             None

@@ -11,7 +11,9 @@ use alloc::boxed::Box;
 use core::time::Duration;
 use trilith_block::mark::{self, Mark};
 use trilith_block::mutant::{self, Mutant};
-use trilith_block::{ConnId, Idx, MemberId, MemberSet, Monotonic, SyncEpoch, Term, Uuid};
+use trilith_block::{
+    ConnId, Idx, MemberId, MemberSet, Membership, Monotonic, SyncEpoch, Term, Uuid,
+};
 use trilith_wire::auth::{self, Binding, Nonce, Role};
 use trilith_wire::limits::{PROTOCOL_MAX, PROTOCOL_MIN, PROTOCOL_RECONFIGURE};
 use trilith_wire::{Hello, Message, Reason};
@@ -99,10 +101,10 @@ impl Replica {
         // C20: an engine that speaks of configurations learns the newer one from WELCOME. One that
         // does not knows only those that were never changed.
         let learns = binding.protocol >= PROTOCOL_RECONFIGURE;
-        if known.is_retired() || (!learns && hello.cfg_gen < known.cfg_gen) {
-            return self.refuse(conn, Reason::Config, known.cfg_gen, cx);
+        if known.is_retired() || (!learns && hello.cfg_gen < known.config.generation) {
+            return self.refuse(conn, Reason::Config, known.config.generation, cx);
         }
-        if !learns && known.cfg_gen != GENERATION_FIRST {
+        if !learns && known.config.generation != GENERATION_FIRST {
             let range = u64::from(PROTOCOL_RECONFIGURE) | u64::from(PROTOCOL_MAX) << 16;
             return self.refuse(conn, Reason::Protocol, range, cx);
         }
@@ -185,11 +187,8 @@ pub(crate) fn no_facts() -> Facts {
         volume: Uuid::NONE,
         replica: Uuid::NONE,
         member: MemberId::new(0).unwrap_or_else(|| unreachable!("member 0 is below the maximum")),
-        voters: MemberSet::EMPTY,
-        next: MemberSet::EMPTY,
-        joint: false,
+        config: Membership::default(),
         capacity: 0,
-        cfg_gen: 0,
         term: Term(0),
         voted: Uuid::NONE,
         attach_epoch: 0,

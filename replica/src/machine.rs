@@ -292,7 +292,6 @@ impl Replica {
             leader: self.lease.leader(now),
             term: facts.term,
             attach_epoch: facts.attach_epoch,
-            cfg_gen: facts.cfg_gen,
             se: facts.se,
             iss: facts.iss,
             trk: facts.trk,
@@ -306,9 +305,7 @@ impl Replica {
             credit_entries: self.credit_entries(),
             credit_bytes: self.config.credit_bytes,
             member: facts.member,
-            voters: facts.voters,
-            next: facts.next,
-            joint: facts.joint,
+            config: facts.config,
             flags: StateFlags {
                 tainted: facts.tainted,
                 volatile_cache: facts.volatile_cache,

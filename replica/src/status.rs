@@ -164,7 +164,7 @@ impl crate::Replica {
             leader: self.lease.leader(now),
             lease_left_ms: crate::lease::millis(self.lease.left(now)),
             attach_epoch: self.attach_epoch(),
-            config: facts.membership(),
+            config: facts.config,
             se: facts.se,
             iss: facts.iss,
             trk: facts.trk,

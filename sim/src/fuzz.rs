@@ -117,6 +117,7 @@ fn sound_frame(head: &mut [u8], kind: u8, ext_len8: u8, data: &SimBuffers) {
 fn params() -> FormatParams {
     FormatParams {
         newcomer: false,
+        witness: MemberSet::EMPTY,
         volume: Uuid([1; 16]),
         replica: Uuid([2; 16]),
         member: MemberId::new(0).expect("a member"),

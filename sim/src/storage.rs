@@ -128,6 +128,7 @@ impl Cluster {
                 None => first,
             },
             newcomer,
+            witness: MemberSet::EMPTY,
             iss: if newcomer { MemberSet::EMPTY } else { first },
             capacity: self.config.capacity,
             geometry: self.config.geometry,

@@ -354,7 +354,7 @@ impl Cluster {
             return;
         };
         let facts = store.facts();
-        if let Some(why) = self.supervisor.configs.durable(host, facts.membership()) {
+        if let Some(why) = self.supervisor.configs.durable(host, facts.config) {
             return self.fail(why);
         }
         let broken = self.supervisor.seen.get(&host).and_then(|before| {

@@ -108,13 +108,14 @@ impl<'a> Fields<'a> {
         generation: u64,
         voters: u32,
         next: u32,
-        joint: bool,
+        flags: u16,
     ) -> Result<Membership, WireError> {
         let config = Membership {
             generation,
             voters: self.set(voters)?,
             next: self.set(next)?,
-            joint,
+            joint: flags & 1 != 0,
+            witness: self.set(u32::from(flags >> 1))?,
         };
         if config.is_valid() {
             Ok(config)
@@ -151,10 +152,10 @@ impl<'a> Fields<'a> {
     fn state(&self) -> Result<ReplicaState, WireError> {
         self.exact_ext(ReplicaState::BYTES)?;
         let state = ReplicaState::decode(self.ext).ok_or(self.bad("member"))?;
-        for set in [state.iss, state.trk, state.voters, state.next] {
+        for set in [state.iss, state.trk, state.config.voters, state.config.next] {
             self.set(set.0)?;
         }
-        if !state.membership().is_valid() {
+        if !state.config.is_valid() {
             return Err(self.bad("configuration"));
         }
         Ok(state)
@@ -461,7 +462,7 @@ impl<'a> Message<'a> {
             Kind::StepDown => Message::StepDown { term },
             Kind::Reconfigure => Message::Reconfigure {
                 term,
-                config: f.membership(h.a0, h.a1, h.a2, h.flags & 1 != 0)?,
+                config: f.membership(h.a0, h.a1, h.a2, h.flags)?,
             },
             Kind::ReconfigureDone => Message::ReconfigureDone {
                 term,
@@ -753,7 +754,9 @@ impl<'a> Message<'a> {
             Message::Seal { term, idx } => (h.term, h.idx) = (term.0, idx.0),
             Message::SealDone { term, sealed } => (h.term, h.a1) = (term.0, u32::from(sealed)),
             Message::Reconfigure { term, config } => {
-                (h.term, h.a0, h.flags) = (term.0, config.generation, u16::from(config.joint));
+                (h.term, h.a0) = (term.0, config.generation);
+                let witness = u16::try_from(config.witness.0).unwrap_or(0);
+                h.flags = u16::from(config.joint) | witness << 1;
                 (h.a1, h.a2) = (config.voters.0, config.next.0);
             }
             Message::ReconfigureDone { term, generation } => (h.term, h.a0) = (term.0, generation),

@@ -16,12 +16,15 @@ pub const ACK_FURTHER_MAX: usize = EXT_BYTES_MAX / 8;
 /// Oldest protocol version that this build speaks.
 pub const PROTOCOL_MIN: u16 = 1;
 /// Newest protocol version that this build speaks.
-pub const PROTOCOL_MAX: u16 = 3;
+pub const PROTOCOL_MAX: u16 = 4;
 /// First protocol version with RECONFIGURE: a volume whose configuration was ever changed is not
 /// served in an older one.
 pub const PROTOCOL_RECONFIGURE: u16 = 2;
 /// First protocol version with EXTENTHASH: replicas that speak an older one are not compared.
 pub const PROTOCOL_EXTENT_HASH: u16 = 3;
+/// First protocol version that knows the witness (7.1): a volume that has one is not served in an
+/// older one, which would count it as a holder of data.
+pub const PROTOCOL_WITNESS: u16 = 4;
 /// Digests of one EXTENTHASHDONE. More are malformed.
 pub const DIGESTS_MAX: usize = 64;
 

@@ -464,7 +464,7 @@ pub enum Message<'a> {
     },
     /// e->r (C20): make this configuration durable and go by it, if it is newer than the one that is
     /// known; a member that is new in it may lack all that is allocated. Protocol 2. `a0` generation;
-    /// `a1` voters; `a2` next voters; flags bit 0 joint.
+    /// `a1` voters; `a2` next voters; flags bit 0 joint, bits 1 to 7 the witness (protocol 4).
     Reconfigure {
         /// Engine's term.
         term: Term,

@@ -53,7 +53,13 @@ fn state() -> ReplicaState {
         leader: Uuid([4; 16]),
         term: Term(5),
         attach_epoch: 6,
-        cfg_gen: 7,
+        config: Membership {
+            generation: 7,
+            voters: MemberSet(7),
+            next: MemberSet(11),
+            joint: true,
+            witness: MemberSet::EMPTY,
+        },
         se: SyncEpoch {
             term: Term(8),
             n: 9,
@@ -70,9 +76,6 @@ fn state() -> ReplicaState {
         credit_entries: 16,
         credit_bytes: 17,
         member: member(2),
-        voters: MemberSet(7),
-        next: MemberSet(11),
-        joint: true,
         flags: StateFlags {
             tainted: true,
             need: true,
@@ -403,8 +406,31 @@ fn all() -> Vec<(Message<'static>, u32)> {
                     voters: MemberSet(7),
                     next: MemberSet(11),
                     joint: true,
+                    witness: MemberSet::EMPTY,
                 },
             },
+            0,
+        ),
+        (
+            Message::Reconfigure {
+                term,
+                config: Membership {
+                    generation: 0x70002,
+                    witness: MemberSet(4),
+                    ..MemberSet(7).into()
+                },
+            },
+            0,
+        ),
+        (
+            Message::Welcome(ReplicaState {
+                config: Membership {
+                    generation: 1,
+                    witness: MemberSet(2),
+                    ..MemberSet(7).into()
+                },
+                ..state()
+            }),
             0,
         ),
         (
@@ -467,29 +493,29 @@ fn any_flipped_bit_is_noticed() {
 #[test]
 fn a_configuration_that_makes_no_sense_is_an_error() {
     let mut encoder = Encoder::new();
-    for (voters, next, joint) in [
-        (0, 0, false),
-        (7, 0, true),
-        (7, 7, false),
-        (7, 0b111_000, true),
-        (7, 3, false),
+    for (voters, next, joint, witness) in [
+        (0, 0, false, 0),
+        (7, 0, true, 0),
+        (7, 7, false, 0),
+        (7, 0b111_000, true, 0),
+        (7, 3, false, 0),
+        (7, 0, false, 3),
+        (7, 0, false, 8),
+        (3, 0, false, 2),
+        (7, 11, false, 4),
     ] {
         let config = Membership {
             generation: 9,
             voters: MemberSet(voters),
             next: MemberSet(next),
             joint,
+            witness: MemberSet(witness),
         };
         let term = Term(1);
         let message = Message::Reconfigure { term, config };
         let head = encoder.head(&message, 0, &Crc).to_vec();
         assert!(decode(&head).unwrap().0.message().is_err(), "{config:?}");
-        let welcome = Message::Welcome(ReplicaState {
-            voters: config.voters,
-            next: config.next,
-            joint,
-            ..state()
-        });
+        let welcome = Message::Welcome(ReplicaState { config, ..state() });
         let head = encoder.head(&welcome, 0, &Crc).to_vec();
         assert!(decode(&head).unwrap().0.message().is_err(), "{config:?}");
     }

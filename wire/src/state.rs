@@ -2,10 +2,14 @@
 
 use crate::frame::{u32_at, u64_at};
 use alloc::vec::Vec;
+use trilith_block::limits::MEMBERS_MAX;
 use trilith_block::{Idx, MemberId, MemberSet, Membership, SyncEpoch, Term, Uuid};
 
 /// Bit of `next` that says joint.
 const JOINT_BIT: u32 = 31;
+/// Bits of `next` that name the witness, a set of members.
+const WITNESS_SHIFT: u32 = 24;
+const WITNESS_BITS: u32 = (1 << MEMBERS_MAX) - 1;
 
 /// Yes-or-no facts of a replica.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -51,7 +55,7 @@ impl StateFlags {
 /// u32; 112 w u64; 120 upto u64; 128 tidx u64; 136 capacity u64; 144 free_extents u64; 152
 /// credit_entries u32; 156 credit_bytes u32; 160 member u32; 164 voters u32; 168 flags u32; 172
 /// lease_left_ms u32; 176 window_count u32; 180 next u32
-/// (members; bit 31 joint); 184 max_idx u64`.
+/// (members; bits 24 to 30 the witness, bit 31 joint); 184 max_idx u64`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ReplicaState {
     /// Its identity; a wiped disk gets a new one.
@@ -66,8 +70,8 @@ pub struct ReplicaState {
     pub term: Term,
     /// Highest attach epoch seen in a granted vote (durable).
     pub attach_epoch: u64,
-    /// Generation of its configuration.
-    pub cfg_gen: u64,
+    /// Its configuration.
+    pub config: Membership,
     /// Its durable sync epoch.
     pub se: SyncEpoch,
     /// In-sync set of that epoch.
@@ -94,12 +98,6 @@ pub struct ReplicaState {
     pub credit_bytes: u32,
     /// Which member it is.
     pub member: MemberId,
-    /// Voters of its configuration.
-    pub voters: MemberSet,
-    /// Voters that are to be, while a change of the configuration runs; else empty.
-    pub next: MemberSet,
-    /// Both of them decide.
-    pub joint: bool,
     /// Yes-or-no facts.
     pub flags: StateFlags,
     /// What is left of a lease that it granted to `leader`, in milliseconds.
@@ -117,21 +115,16 @@ impl ReplicaState {
         self.iss.contains(self.member)
     }
 
-    /// Its configuration.
-    pub fn membership(&self) -> Membership {
-        Membership {
-            generation: self.cfg_gen,
-            voters: self.voters,
-            next: self.next,
-            joint: self.joint,
-        }
-    }
-
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         for id in [self.replica, self.boot, self.voted_engine, self.leader] {
             out.extend_from_slice(&id.0);
         }
-        for v in [self.term.0, self.attach_epoch, self.cfg_gen, self.se.term.0] {
+        for v in [
+            self.term.0,
+            self.attach_epoch,
+            self.config.generation,
+            self.se.term.0,
+        ] {
             out.extend_from_slice(&v.to_le_bytes());
         }
         for v in [self.se.n, self.iss.0, self.trk.0, self.loss] {
@@ -151,11 +144,13 @@ impl ReplicaState {
             self.credit_entries,
             self.credit_bytes,
             member,
-            self.voters.0,
+            self.config.voters.0,
             self.flags.to_bits(),
             self.lease_left_ms,
             self.window_count,
-            self.next.0 | u32::from(self.joint) << JOINT_BIT,
+            self.config.next.0
+                | u32::from(self.config.joint) << JOINT_BIT
+                | self.config.witness.0 << WITNESS_SHIFT,
         ] {
             out.extend_from_slice(&v.to_le_bytes());
         }
@@ -171,6 +166,7 @@ impl ReplicaState {
             raw.copy_from_slice(&bytes[at..at + 16]);
             Uuid(raw)
         };
+        let next = u32_at(bytes, 180);
         Some(ReplicaState {
             replica: id(0),
             boot: id(16),
@@ -178,7 +174,6 @@ impl ReplicaState {
             leader: id(48),
             term: Term(u64_at(bytes, 64)),
             attach_epoch: u64_at(bytes, 72),
-            cfg_gen: u64_at(bytes, 80),
             se: SyncEpoch {
                 term: Term(u64_at(bytes, 88)),
                 n: u32_at(bytes, 96),
@@ -194,12 +189,16 @@ impl ReplicaState {
             credit_entries: u32_at(bytes, 152),
             credit_bytes: u32_at(bytes, 156),
             member: MemberId::new(usize::try_from(u32_at(bytes, 160)).ok()?)?,
-            voters: MemberSet(u32_at(bytes, 164)),
+            config: Membership {
+                generation: u64_at(bytes, 80),
+                voters: MemberSet(u32_at(bytes, 164)),
+                next: MemberSet(next & ((1 << WITNESS_SHIFT) - 1)),
+                joint: next >> JOINT_BIT != 0,
+                witness: MemberSet(next >> WITNESS_SHIFT & WITNESS_BITS),
+            },
             flags: StateFlags::from_bits(u32_at(bytes, 168)),
             lease_left_ms: u32_at(bytes, 172),
             window_count: u32_at(bytes, 176),
-            next: MemberSet(u32_at(bytes, 180) & !(1 << JOINT_BIT)),
-            joint: u32_at(bytes, 180) >> JOINT_BIT != 0,
             max_idx: Idx(u64_at(bytes, 184)),
         })
     }

@@ -664,9 +664,11 @@ fn a_joint_configuration_needs_a_majority_of_both_sets_of_voters() {
         voters: set(&[0, 1, 2]),
         next: set(&[0, 1, 3]),
         joint: true,
+        witness: MemberSet::EMPTY,
     };
     let learns = Membership {
         joint: false,
+        witness: MemberSet::EMPTY,
         ..joint
     };
     let all = [0, 1, 2, 3];
@@ -710,6 +712,7 @@ fn a_newcomer_is_told_what_it_lacks_and_decides_nothing() {
         voters: set(&[0, 1, 2]),
         next: set(&[0, 1, 3]),
         joint: false,
+        witness: MemberSet::EMPTY,
     };
     let mut a = promise(0, (1, 0), &ALL, 5);
     a.dirty.get_mut(member(3)).add_range(range(0, 1));

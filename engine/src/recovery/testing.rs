@@ -170,7 +170,6 @@ pub(crate) fn promise(index: usize, (term, n): (u64, u32), iss: &[usize], upto: 
         leader: Uuid::NONE,
         term: Term(9),
         attach_epoch: 0,
-        cfg_gen: 0,
         se: SyncEpoch {
             term: Term(term),
             n,
@@ -187,9 +186,7 @@ pub(crate) fn promise(index: usize, (term, n): (u64, u32), iss: &[usize], upto: 
         credit_entries: 0,
         credit_bytes: 0,
         member: member(index),
-        voters: set(&[0, 1, 2]),
-        next: MemberSet::EMPTY,
-        joint: false,
+        config: set(&[0, 1, 2]).into(),
         flags: StateFlags::default(),
         lease_left_ms: 0,
         window_count: 0,

@@ -208,7 +208,6 @@ impl Fake {
             leader: if left > 0 { self.leader } else { Uuid::NONE },
             term: self.term,
             attach_epoch: self.attach_epoch,
-            cfg_gen: self.config.generation,
             se: self.se,
             iss: self.iss,
             trk: self.trk,
@@ -228,9 +227,7 @@ impl Fake {
             credit_entries: 64,
             credit_bytes: 32 << 20,
             member: self.member,
-            voters: self.config.voters,
-            next: self.config.next,
-            joint: self.config.joint,
+            config: self.config,
             flags: StateFlags {
                 tainted: self.tainted,
                 sealed: self.sealed,

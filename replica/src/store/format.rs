@@ -10,7 +10,9 @@ use super::limits::{
     SUPERBLOCK_B_OFFSET,
 };
 use super::superblock::{Facts, GENERATION_FIRST, Superblock};
-use trilith_block::{BufSlice, Buffers, Idx, MemberId, MemberSet, SyncEpoch, Term, Uuid};
+use trilith_block::{
+    BufSlice, Buffers, Idx, MemberId, MemberSet, Membership, SyncEpoch, Term, Uuid,
+};
 
 const TAG: u64 = 9 << 56;
 
@@ -25,7 +27,9 @@ pub struct FormatParams {
     pub member: MemberId,
     /// All places that vote; of a newcomer: that will vote when it has taken its place.
     pub voters: MemberSet,
-    /// In-sync set at the start: all voters when all replicas of a new volume are formatted; none
+    /// The voter that holds no data (7.1); empty in a volume without one.
+    pub witness: MemberSet,
+    /// In-sync set at the start: all that hold data when all replicas of a new volume are formatted; none
     /// for a blank replica of a volume that exists (T18).
     pub iss: MemberSet,
     /// A newcomer that is to replace a voter of a volume that exists: it knows no configuration
@@ -46,6 +50,15 @@ pub struct FormatParams {
 }
 
 impl FormatParams {
+    /// The configuration that it begins with.
+    fn config(&self) -> Membership {
+        Membership {
+            generation: if self.newcomer { 0 } else { GENERATION_FIRST },
+            witness: self.witness,
+            ..self.voters.into()
+        }
+    }
+
     /// Where the areas will lie.
     pub fn layout(&self) -> Layout {
         let peers = self.voters.count();
@@ -96,8 +109,8 @@ impl Format {
         let ok = params.geometry.is_valid()
             && capacity_is_valid(params.capacity)
             && params.voters.contains(params.member)
-            && params.voters.count() <= trilith_block::limits::MEMBERS_MAX
-            && params.iss.minus(params.voters).is_empty()
+            && params.config().is_valid()
+            && params.iss.minus(params.config().data()).is_empty()
             && (!params.newcomer || params.iss.is_empty());
         if !ok {
             return None;
@@ -258,11 +271,8 @@ fn first_superblock(params: &FormatParams) -> Superblock {
             volume: params.volume,
             replica: params.replica,
             member: params.member,
-            voters: params.voters,
+            config: params.config(),
             capacity: params.capacity,
-            next: MemberSet::EMPTY,
-            joint: false,
-            cfg_gen: if params.newcomer { 0 } else { GENERATION_FIRST },
             term: Term(0),
             voted: Uuid::NONE,
             attach_epoch: 0,

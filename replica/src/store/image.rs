@@ -154,9 +154,8 @@ impl Facts {
             Item::Loss(loss) => self.loss = self.loss.max(loss),
             Item::Seal(sealed) => self.sealed = sealed,
             // Records from before a checkpoint are replayed over what came after them.
-            Item::Config(config) if self.cfg_gen < config.generation => {
-                self.cfg_gen = config.generation;
-                (self.voters, self.next, self.joint) = (config.voters, config.next, config.joint);
+            Item::Config(config) if self.config.generation < config.generation => {
+                self.config = config;
             }
             Item::Config(_) => (),
             Item::AlAdd(_) => self.sealed = false,

@@ -22,7 +22,7 @@ impl Store {
     /// [`StoreError::Failed`], [`StoreError::Busy`].
     pub fn reconfigure(&mut self, token: Token, config: Membership) -> Result<(), StoreError> {
         self.check_calls()?;
-        if self.facts.cfg_gen < config.generation {
+        if self.facts.config.generation < config.generation {
             let fresh = config.members().minus(self.facts.members());
             if !fresh.is_empty() {
                 // A step was missed, so this replica is out of sync and nobody goes by its maps.
@@ -38,7 +38,7 @@ impl Store {
             self.journal.push(Item::Config(config));
         } else {
             // A record to wait for; it changes nothing.
-            self.journal.push(Item::Config(self.facts.membership()));
+            self.journal.push(Item::Config(self.facts.config));
         }
         self.wait_journal(Waiter::Call(token));
         Ok(())

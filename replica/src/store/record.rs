@@ -187,7 +187,9 @@ impl BlockBuilder {
             }
             Item::Seal(sealed) => self.fixed(bytes, TYPE_SEAL, u8::from(sealed), 0, |_| ()),
             Item::Config(config) => {
-                self.fixed(bytes, TYPE_CONFIG, u8::from(config.joint), 16, |b| {
+                let witness = u8::try_from(config.witness.0).unwrap_or(0);
+                let aux = u8::from(config.joint) | witness << 1;
+                self.fixed(bytes, TYPE_CONFIG, aux, 16, |b| {
                     put(b, 0, &config.generation.to_le_bytes());
                     put(b, 8, &config.voters.0.to_le_bytes());
                     put(b, 12, &config.next.0.to_le_bytes());
@@ -388,6 +390,7 @@ fn replay_record(b: &[u8], image: &mut Image) -> Option<()> {
                 voters: MemberSet(u32_at(body, 8)),
                 next: MemberSet(u32_at(body, 12)),
                 joint: aux & 1 != 0,
+                witness: MemberSet(u32::from(aux >> 1)),
             };
             if !config.is_valid() {
                 return None;

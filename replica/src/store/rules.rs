@@ -17,7 +17,13 @@ impl Store {
         if self.journal.queued() > 0 || self.journal.is_writing() {
             return Vec::new();
         }
-        let dirty = |map: MapId| self.facts.voters.iter().any(|m| MapId::dirty(m) == map);
+        let dirty = |map: MapId| {
+            self.facts
+                .config
+                .voters
+                .iter()
+                .any(|m| MapId::dirty(m) == map)
+        };
         let outside = |extent: ExtentNo| self.log.from(extent).next() != Some(extent);
         self.maps
             .changed()

@@ -13,11 +13,13 @@ use trilith_block::{
 /// First bytes of a superblock: "TRILITH\0".
 pub(crate) const SUPERBLOCK_MAGIC: u64 = u64::from_le_bytes(*b"TRILITH\0");
 /// Newest format that this build writes. It reads all up to this one.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 /// Format of a volume whose configuration was never changed: builds that know no other read it.
 pub const FORMAT_VERSION_FIRST: u32 = 1;
 /// Format of a volume whose configuration was changed, without checksums.
 pub(crate) const FORMAT_VERSION_CHANGED: u32 = 2;
+/// Format of a volume with checksums, without a witness.
+pub(crate) const FORMAT_VERSION_CHECKSUMS: u32 = 3;
 /// Generation of the configuration that a volume is made with.
 pub const GENERATION_FIRST: u64 = 1;
 
@@ -33,6 +35,8 @@ const CFG_NEW_AT: usize = 328;
 const ROLE_VOTER: u8 = 1;
 /// In `cfg_new`: votes only after the next change.
 const ROLE_PLANNED: u8 = 2;
+/// In `cfg_old`: votes and holds no data.
+const ROLE_WITNESS: u8 = 3;
 
 /// What a replica knows durably, apart from its maps and its activity log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,16 +47,10 @@ pub struct Facts {
     pub replica: Uuid,
     /// Its place in the configuration.
     pub member: MemberId,
-    /// Voters of the configuration.
-    pub voters: MemberSet,
-    /// Voters that are to be, while a change of the configuration runs; else empty.
-    pub next: MemberSet,
-    /// Both of them decide.
-    pub joint: bool,
+    /// The configuration.
+    pub config: Membership,
     /// Size of the volume in bytes.
     pub capacity: u64,
-    /// Generation of the configuration.
-    pub cfg_gen: u64,
     /// Highest term promised.
     pub term: Term,
     /// Engine that it was promised to.
@@ -85,24 +83,19 @@ impl Facts {
         self.iss.contains(self.member)
     }
 
-    /// The configuration.
-    pub fn membership(&self) -> Membership {
-        Membership {
-            generation: self.cfg_gen,
-            voters: self.voters,
-            next: self.next,
-            joint: self.joint,
-        }
+    /// It votes and holds no data (7.1).
+    pub fn is_witness(&self) -> bool {
+        self.config.witness.contains(self.member)
     }
 
     /// Everyone with a place in the configuration.
     pub fn members(&self) -> MemberSet {
-        self.membership().members()
+        self.config.members()
     }
 
     /// The configuration has no place for this replica any more: it was replaced.
     pub fn is_retired(&self) -> bool {
-        self.cfg_gen > 0 && !self.members().contains(self.member)
+        self.config.generation > 0 && !self.members().contains(self.member)
     }
 }
 
@@ -176,12 +169,16 @@ impl Superblock {
         let b = data.bytes_mut(block);
         b.fill(0);
         put(b, 0, &SUPERBLOCK_MAGIC.to_le_bytes());
-        let first = f.cfg_gen == GENERATION_FIRST && f.membership().is_simple();
+        let first = f.config.generation == GENERATION_FIRST && f.config.is_simple();
         let checksums = self.layout.checksums_offset != 0;
-        let version = match (checksums, first) {
-            (true, _) => FORMAT_VERSION,
-            (false, false) => FORMAT_VERSION_CHANGED,
-            (false, true) => FORMAT_VERSION_FIRST,
+        let version = if f.config.has_witness() {
+            FORMAT_VERSION
+        } else if checksums {
+            FORMAT_VERSION_CHECKSUMS
+        } else if first {
+            FORMAT_VERSION_FIRST
+        } else {
+            FORMAT_VERSION_CHANGED
         };
         put(b, 8, &version.to_le_bytes());
         put(b, 16, &self.seq.to_le_bytes());
@@ -208,11 +205,15 @@ impl Superblock {
         put(b, 120, &f.w.0.to_le_bytes());
         put(b, 128, &self.boot.0);
         put(b, 144, &f.attach_epoch.to_le_bytes());
-        put(b, 152, &f.cfg_gen.to_le_bytes());
-        let next_role = if f.joint { ROLE_VOTER } else { ROLE_PLANNED };
+        put(b, 152, &f.config.generation.to_le_bytes());
+        let next_role = if f.config.joint {
+            ROLE_VOTER
+        } else {
+            ROLE_PLANNED
+        };
         for (set, list, role) in [
-            (f.voters, CFG_OLD_AT, ROLE_VOTER),
-            (f.next, CFG_NEW_AT, next_role),
+            (f.config.voters, CFG_OLD_AT, ROLE_VOTER),
+            (f.config.next, CFG_NEW_AT, next_role),
         ] {
             for (place, member) in set.iter().enumerate() {
                 let at = list + place * CFG_ENTRY_BYTES;
@@ -220,7 +221,11 @@ impl Superblock {
                     put(b, at, &f.replica.0);
                 }
                 b[at + 16] = member_byte(member);
-                b[at + 17] = role;
+                b[at + 17] = if f.config.witness.contains(member) {
+                    ROLE_WITNESS
+                } else {
+                    role
+                };
             }
         }
         put(b, 496, &self.journal_id.to_le_bytes());
@@ -276,6 +281,10 @@ impl Superblock {
             }
         }
         let facts = decode_facts(b)?;
+        let witness = facts.config.has_witness();
+        if witness != (version == FORMAT_VERSION) || (witness && !facts.config.is_valid()) {
+            return Err(field(160));
+        }
         let geometry = Geometry {
             ring_blocks: u32_at(b, 592),
             al_slots: u32_at(b, 596),
@@ -325,7 +334,8 @@ impl Superblock {
 fn decode_facts(b: &[u8]) -> Result<Facts, SuperblockError> {
     let field = |offset: u16| SuperblockError::Field { offset };
     let member = MemberId::new(usize::from(b[56])).ok_or(field(56))?;
-    let voters = decode_set(b, CFG_OLD_AT, &[ROLE_VOTER]).ok_or(field(160))?;
+    let voters = decode_set(b, CFG_OLD_AT, &[ROLE_VOTER, ROLE_WITNESS]).ok_or(field(160))?;
+    let witness = decode_set(b, CFG_OLD_AT, &[ROLE_WITNESS]).ok_or(field(160))?;
     let next = decode_set(b, CFG_NEW_AT, &[ROLE_VOTER, ROLE_PLANNED]).ok_or(field(328))?;
     let joint = b[CFG_NEW_AT + 17] == ROLE_VOTER;
     let capacity = u64_at(b, 64);
@@ -337,11 +347,14 @@ fn decode_facts(b: &[u8]) -> Result<Facts, SuperblockError> {
         volume: uuid_at(b, 24),
         replica: uuid_at(b, 40),
         member,
-        voters,
-        next,
-        joint,
+        config: Membership {
+            generation: u64_at(b, 152),
+            voters,
+            next,
+            joint,
+            witness,
+        },
         capacity,
-        cfg_gen: u64_at(b, 152),
         term: Term(u64_at(b, 72)),
         voted: uuid_at(b, 80),
         attach_epoch: u64_at(b, 144),

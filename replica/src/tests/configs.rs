@@ -10,6 +10,7 @@ fn learns() -> Membership {
         voters: ALL,
         next: MemberSet(0b1011),
         joint: false,
+        witness: MemberSet::EMPTY,
     }
 }
 
@@ -39,7 +40,7 @@ fn a_configuration_is_durable_when_it_is_answered_and_told_in_welcome() {
     assert_eq!(reconfigure(&mut rig, conn, learns()), learns().generation);
     rig.power_cut();
     let (_, state) = rig.login(E1);
-    assert_eq!(state.membership(), learns());
+    assert_eq!(state.config, learns());
     rig.stop();
 }
 
@@ -62,7 +63,7 @@ fn only_the_leader_changes_a_configuration() {
         )]
     );
     assert!(nack, "{frames:?}");
-    assert_eq!(rig.state().cfg_gen, 1);
+    assert_eq!(rig.state().config.generation, 1);
     rig.stop();
 }
 
@@ -73,7 +74,7 @@ fn an_older_configuration_is_answered_with_the_newer_one() {
     let joint = learns().joined(Term(1)).unwrap();
     assert_eq!(reconfigure(&mut rig, conn, joint), joint.generation);
     assert_eq!(reconfigure(&mut rig, conn, learns()), joint.generation);
-    assert_eq!(rig.state().membership(), joint);
+    assert_eq!(rig.state().config, joint);
     rig.stop();
 }
 

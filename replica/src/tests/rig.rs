@@ -143,6 +143,7 @@ impl Rig {
             member: member(0),
             voters: ALL,
             newcomer: false,
+            witness: MemberSet::EMPTY,
             iss: ALL,
             capacity: CAPACITY,
             geometry: Geometry {
@@ -455,7 +456,7 @@ impl Rig {
             protocol_min: 1,
             protocol_max: trilith_wire::limits::PROTOCOL_MAX,
             loss: 0,
-            cfg_gen: self.replica.facts().cfg_gen,
+            cfg_gen: self.replica.facts().config.generation,
             capacity: CAPACITY,
             member: member(0),
         }
@@ -509,7 +510,7 @@ impl Rig {
         Prevote {
             term: Term(term),
             attach_epoch: 0,
-            cfg_gen: self.replica.facts().cfg_gen,
+            cfg_gen: self.replica.facts().config.generation,
             release_lease_of: Uuid::NONE,
         }
     }

@@ -108,6 +108,7 @@ mod tests {
             voters: MemberSet(voters),
             next: MemberSet(next),
             joint,
+            witness: MemberSet::EMPTY,
         }
     }
 

@@ -357,7 +357,7 @@ impl Cluster {
 
     /// What all in-sync replicas of this term but `host` have dirty for those outside trk.
     fn common_dirty(&mut self, host: Host, facts: &Facts) -> BTreeMap<MemberId, ChunkMap> {
-        let absent = facts.voters.minus(facts.trk).without(facts.member);
+        let absent = facts.config.voters.minus(facts.trk).without(facts.member);
         let mut common: BTreeMap<MemberId, ChunkMap> = BTreeMap::new();
         let mut first = true;
         for other in self.config.replica_hosts() {

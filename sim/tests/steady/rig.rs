@@ -142,6 +142,7 @@ fn formatted(index: usize, memory: &mut Memory) -> Disk {
         volatile_cache: true,
         checksums: false,
         newcomer: false,
+        witness: MemberSet::EMPTY,
     };
     let mut disk = Disk::new(META_BYTES, usize::try_from(CAPACITY).unwrap());
     let mut out = StoreOut::new();

@@ -169,7 +169,7 @@ pub(super) fn show(path: &Path) -> anyhow::Result<Exit> {
     line("replica", facts.replica.to_string())?;
     line(
         "member",
-        format!("{} of {}", facts.member, members(facts.voters)),
+        format!("{} of {}", facts.member, members(facts.config.voters)),
     )?;
     line("state", state.to_owned())?;
     let checksums = image.superblock.layout.checksums_offset != 0;
@@ -198,7 +198,7 @@ pub(super) fn show(path: &Path) -> anyhow::Result<Exit> {
     ] {
         line(name, bytes_text(image.map(map).bytes()))?;
     }
-    for peer in facts.voters.without(facts.member).iter() {
+    for peer in facts.config.voters.without(facts.member).iter() {
         let dirty = image.map(MapName::Dirty(peer)).bytes();
         line("dirty", format!("{} for member {peer}", bytes_text(dirty)))?;
     }

@@ -6,7 +6,7 @@ use super::world::{World, formatted, image, open};
 use super::*;
 use std::format;
 use std::string::String;
-use trilith_block::{ChunkMap, Idx, SyncEpoch, Term};
+use trilith_block::{ChunkMap, Idx, Membership, SyncEpoch, Term};
 
 /// Rows of 16 bytes with their offset, zero rows left out.
 fn dump(bytes: &[u8]) -> String {
@@ -27,11 +27,11 @@ fn facts() -> Facts {
         volume: id(1),
         replica: id(2),
         member: member(1),
-        voters: MemberSet::first(3),
-        next: MemberSet::EMPTY,
-        joint: false,
+        config: Membership {
+            generation: 1,
+            ..MemberSet::first(3).into()
+        },
         capacity: 40 << 20,
-        cfg_gen: 1,
         term: Term(5),
         voted: id(3),
         attach_epoch: 6,
@@ -138,6 +138,29 @@ fn superblock_is_byte_for_byte_as_documented() {
     assert_eq!(Superblock::decode(&buffers, bytes), Ok(superblock()));
 }
 
+/// Format version 4: one of the voters holds no data.
+#[test]
+fn superblock_of_a_volume_with_a_witness_is_byte_for_byte_as_documented() {
+    let mut buffers = TestBuffers::default();
+    let block = buffers.alloc(4096).unwrap();
+    let mut with = superblock();
+    with.facts.config.witness = MemberSet::EMPTY.with(member(2));
+    with.facts.trk = MemberSet(3);
+    with.encode(&mut buffers, block);
+    let bytes = buffers.bytes(block);
+    assert_eq!(Superblock::decode(&buffers, bytes), Ok(with));
+    let golden = include_str!("../../../tests/golden/superblock_witness.hex");
+    assert_eq!(dump(bytes), golden);
+    // Two of them, or one of two voters: not a configuration.
+    for (voters, witness) in [(7, 6), (3, 2)] {
+        with.facts.config.voters = MemberSet(voters);
+        with.facts.config.witness = MemberSet(witness);
+        with.encode(&mut buffers, block);
+        let found = Superblock::decode(&buffers, buffers.bytes(block));
+        assert_eq!(found, Err(SuperblockError::Field { offset: 160 }));
+    }
+}
+
 /// Format version 2: a configuration that was changed.
 #[test]
 fn superblock_of_a_changed_configuration_is_byte_for_byte_as_documented() {
@@ -151,9 +174,9 @@ fn superblock_of_a_changed_configuration_is_byte_for_byte_as_documented() {
     ] {
         let mut changed = superblock();
         (
-            changed.facts.cfg_gen,
-            changed.facts.next,
-            changed.facts.joint,
+            changed.facts.config.generation,
+            changed.facts.config.next,
+            changed.facts.config.joint,
         ) = (cfg_gen, next, joint);
         changed.encode(&mut buffers, block);
         let bytes = buffers.bytes(block);

@@ -213,6 +213,7 @@ fn params() -> FormatParams {
         member: member(0),
         voters: MemberSet::first(3),
         newcomer: false,
+        witness: MemberSet::EMPTY,
         iss: MemberSet::first(3),
         // The last extent is partial.
         capacity: (EXTENTS - 1) * 4 * 1024 * 1024 + 40 * 4096,

@@ -10,6 +10,7 @@ fn learns() -> Membership {
         voters: MemberSet(0b0111),
         next: MemberSet(0b1011),
         joint: false,
+        witness: MemberSet::EMPTY,
     }
 }
 
@@ -28,7 +29,7 @@ fn reconfigured(world: &mut World, config: Membership) {
     world.run();
     let done = StoreEvent::Done { token: Token(9) };
     assert!(world.take_events().contains(&done));
-    assert_eq!(world.store.facts().membership(), config);
+    assert_eq!(world.store.facts().config, config);
 }
 
 #[test]
@@ -58,7 +59,7 @@ fn a_newcomer_lacks_what_is_allocated_in_flight_and_waiting() {
     let masks = [0, 1, 2, 3].map(|e| dirty(&world, 3, e));
     assert_eq!(masks, [1, 1, 0b11, 0]);
     world.run();
-    assert_eq!(world.store.facts().membership(), learns());
+    assert_eq!(world.store.facts().config, learns());
     // What comes from now on says so itself.
     world.store.set_tidx(Idx(4));
     world.write_skip(5, range(3 * BLOCKS_PER_EXTENT, 1), 4, MemberSet(0b1000));
@@ -73,12 +74,12 @@ fn a_configuration_outlives_the_power_and_drops_the_maps_of_who_left() {
     reconfigured(&mut world, learns());
     assert_eq!((dirty(&world, 2, 0), dirty(&world, 3, 0)), (1, 1));
     let found = image(world.disk.clone()).unwrap();
-    assert_eq!(found.facts.membership(), learns());
+    assert_eq!(found.facts.config, learns());
     assert_eq!(found.map(MapName::Dirty(member(3))).mask(ExtentNo(0)), 1);
     reconfigured(&mut world, settled());
     assert_eq!(dirty(&world, 2, 0), 0, "it has no place any more");
     let world = world.restart();
-    assert_eq!(world.store.facts().membership(), settled());
+    assert_eq!(world.store.facts().config, settled());
     assert_eq!((dirty(&world, 2, 0), dirty(&world, 3, 0)), (0, 1));
     assert!(!world.store.facts().is_retired());
 }
@@ -91,7 +92,7 @@ fn an_older_configuration_changes_nothing_and_is_answered() {
     world.run();
     let done = StoreEvent::Done { token: Token(3) };
     assert!(world.take_events().contains(&done));
-    assert_eq!(world.store.facts().membership(), settled());
+    assert_eq!(world.store.facts().config, settled());
 }
 
 #[test]
@@ -134,7 +135,7 @@ fn power_cut_after_any_write_leaves_the_map_of_whoever_is_known() {
             .take_events()
             .contains(&StoreEvent::Done { token: Token(9) });
         let found = image(world.disk.clone()).unwrap();
-        let known = found.facts.membership() == learns();
+        let known = found.facts.config == learns();
         assert!(known || !told, "told before it was durable");
         reached[usize::from(known)] = true;
         let opened = super::world::open(world.disk, &TestWords::new(), id(8)).unwrap();

@@ -146,6 +146,7 @@ fn params(new: &New, device: bool) -> anyhow::Result<Params> {
             .newcomer
             .unwrap_or_else(|| MemberSet::first(new.replicas)),
         newcomer: new.newcomer.is_some(),
+        witness: MemberSet::EMPTY,
         iss: if new.replacement || new.newcomer.is_some() {
             MemberSet::EMPTY
         } else {
