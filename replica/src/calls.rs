@@ -29,6 +29,11 @@ pub(crate) enum What {
     },
     Seal,
     Reconfigure,
+    /// An epoch at a witness: a term's start when `n` is 0, else a SYNCSET.
+    Witness {
+        idx: Idx,
+        n: u32,
+    },
     Repair {
         tag: u64,
     },
@@ -51,6 +56,7 @@ impl What {
             | What::TermStart { .. }
             | What::Told { .. }
             | What::Reconfigure
+            | What::Witness { .. }
             | What::Seal => true,
             What::Vote
             | What::Drain

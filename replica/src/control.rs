@@ -128,6 +128,10 @@ impl Replica {
             let (idx, tag) = copied(message);
             return self.nack(conn, reason, message.kind(), idx, tag, cx);
         }
+        if self.facts().is_witness() && !crate::witness::is_answered(message.kind()) {
+            crate::streams::release(payload, cx);
+            return self.malformed(conn, cx);
+        }
         self.leaders_message(conn, message, payload, cx);
     }
 
@@ -172,6 +176,9 @@ impl Replica {
                     trk,
                     join,
                 };
+                if self.facts().is_witness() {
+                    return self.witness_sync_set(conn, &frame, cx);
+                }
                 self.sync_set(conn, &frame, tidx, cx);
             }
             Message::Heartbeat {
@@ -278,7 +285,7 @@ impl Replica {
         call.term == self.promised_term() && self.leader() == Some(call.conn)
     }
 
-    fn control(
+    pub(crate) fn control(
         &mut self,
         conn: ConnId,
         term: Term,
@@ -289,7 +296,8 @@ impl Replica {
         let kind = match what {
             What::Reconcile => Kind::Reconcile,
             What::NeedSet => Kind::NeedSet,
-            What::TermStart { .. } => Kind::TermStart,
+            What::TermStart { .. } | What::Witness { n: 0, .. } => Kind::TermStart,
+            What::Witness { .. } => Kind::SyncSet,
             What::Told { .. } => Kind::Told,
             What::Reconfigure => Kind::Reconfigure,
             _ => Kind::Seal,
@@ -338,6 +346,9 @@ impl Replica {
         cx: &mut Context<'_>,
     ) {
         let facts = self.facts();
+        if facts.is_witness() {
+            return self.witness_term_start(conn, (term, start), iss, loss, cx);
+        }
         let max_idx = self.store.as_ref().map_or(Idx(0), |s| s.max_idx());
         if facts.se.term == term {
             // Sent again after its answer was lost; nothing has come since if upto is still there.
@@ -402,6 +413,11 @@ impl Replica {
     /// RECONFIGURE (C20): the leader's configuration is durable before it is told to be. A leader
     /// never has an older one than a member that promised to it, but its frame may be a late one.
     fn reconfigure(&mut self, conn: ConnId, term: Term, config: Membership, cx: &mut Context<'_>) {
+        let known = self.facts().config;
+        if known.generation > 0 && known.witness != config.witness {
+            // W16: who the witness is was fixed when the volume was made.
+            return self.malformed(conn, cx);
+        }
         let call = |replica: &mut Self, token, _: &mut Context<'_>| {
             let store = replica.store.as_mut();
             store.map_or(Ok(()), |s| s.reconfigure(token, config))
@@ -412,6 +428,9 @@ impl Replica {
     /// SEAL: the clean stop, if there is nothing that must be remembered.
     fn seal(&mut self, conn: ConnId, term: Term, idx: Idx, cx: &mut Context<'_>) {
         let facts = self.facts();
+        if facts.is_witness() {
+            return self.witness_seal(conn, term, cx);
+        }
         let clean = self
             .store
             .as_ref()
@@ -485,6 +504,7 @@ impl Replica {
                 self.restart_stream(call.conn, start);
                 Message::ToldDone { term }
             }
+            What::Witness { idx, n } => crate::witness::done(term, idx, n),
             What::SyncSet { idx, n } => {
                 if let Some(session) = self.session(call.conn) {
                     session.ack_due = true;

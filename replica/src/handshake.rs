@@ -15,7 +15,7 @@ use trilith_block::{
     ConnId, Idx, MemberId, MemberSet, Membership, Monotonic, SyncEpoch, Term, Uuid,
 };
 use trilith_wire::auth::{self, Binding, Nonce, Role};
-use trilith_wire::limits::{PROTOCOL_MAX, PROTOCOL_MIN, PROTOCOL_RECONFIGURE};
+use trilith_wire::limits::{PROTOCOL_MAX, PROTOCOL_MIN, PROTOCOL_RECONFIGURE, PROTOCOL_WITNESS};
 use trilith_wire::{Hello, Message, Reason};
 
 impl Replica {
@@ -106,6 +106,11 @@ impl Replica {
         }
         if !learns && known.config.generation != GENERATION_FIRST {
             let range = u64::from(PROTOCOL_RECONFIGURE) | u64::from(PROTOCOL_MAX) << 16;
+            return self.refuse(conn, Reason::Protocol, range, cx);
+        }
+        if known.config.has_witness() && binding.protocol < PROTOCOL_WITNESS {
+            // W16: it would count the witness as a holder of data.
+            let range = u64::from(PROTOCOL_WITNESS) | u64::from(PROTOCOL_MAX) << 16;
             return self.refuse(conn, Reason::Protocol, range, cx);
         }
         if !self.make_place(conn, hello.engine, cx) {

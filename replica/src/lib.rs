@@ -13,6 +13,9 @@
 //! final (F2): sessions are closed and [`Action::Fatal`] asks for a new process, which comes up
 //! tainted. A failed data write fails that entry only.
 //!
+//! A witness (7.1) is this machine with a store that holds no data: it votes, and keeps what in-sync
+//! sets there were (`witness`).
+//!
 //! Start reading at: [`machine`], then `streams` (frames), `election` (votes), `entries` (the
 //! stream of entries), `answers` (acks).
 #![no_std]
@@ -39,6 +42,7 @@ pub mod status;
 pub mod store;
 mod streams;
 mod timing;
+mod witness;
 
 pub use config::Config;
 pub use machine::{Action, Event, Fatal, Replica};

@@ -18,6 +18,8 @@ pub enum Role {
     Rebuilding,
     /// It is in neither set: it votes and waits.
     Out,
+    /// It votes and holds no data (7.1).
+    Witness,
     /// It was replaced: it serves nobody any more.
     Retired,
     /// Its store failed: the process is to be restarted.
@@ -202,6 +204,8 @@ impl crate::Replica {
             Role::Opening
         } else if facts.is_retired() {
             Role::Retired
+        } else if facts.is_witness() {
+            Role::Witness
         } else if facts.iss.contains(facts.member) {
             Role::InSync
         } else if facts.trk.contains(facts.member) {

@@ -118,9 +118,10 @@ impl Replica {
         if len == 0 {
             return self.frame_arrived(conn, None, cx);
         }
-        // Only a proven peer may make this process take a buffer.
+        // Only a proven peer may make this process take a buffer; a witness has no use for one (W1).
+        let takes = session.is_ready() && !self.facts().is_witness();
         let wanted = match decoder.message() {
-            Ok(message) if session.is_ready() && has_payload(message.kind()) => {
+            Ok(message) if takes && has_payload(message.kind()) => {
                 Some(self.wants_payload(session, &message))
             }
             Ok(_) | Err(_) => None,

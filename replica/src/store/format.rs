@@ -45,7 +45,7 @@ pub struct FormatParams {
     pub zero_data: bool,
     /// The device has a volatile write cache.
     pub volatile_cache: bool,
-    /// Blocks have checksums on the disk (2.5).
+    /// Blocks have checksums on the disk (2.5); a witness has no blocks.
     pub checksums: bool,
 }
 
@@ -59,8 +59,17 @@ impl FormatParams {
         }
     }
 
+    /// The new replica holds no data (7.1).
+    fn is_witness(&self) -> bool {
+        self.witness.contains(self.member)
+    }
+
     /// Where the areas will lie.
     pub fn layout(&self) -> Layout {
+        if self.is_witness() {
+            // No maps, no checksums, nothing behind the metadata.
+            return Layout::new(&self.geometry, 0, 0, false);
+        }
         let peers = self.voters.count();
         let plain = Layout::new(&self.geometry, self.capacity, peers, self.same_device);
         if self.checksums {
@@ -94,6 +103,8 @@ enum Phase {
 pub struct Format {
     superblock: Superblock,
     zero_data: bool,
+    /// There is a data area to be made.
+    data: bool,
     phase: Phase,
     buf: BufSlice,
     number: u64,
@@ -120,6 +131,7 @@ impl Format {
         let mut format = Format {
             superblock: first_superblock(params),
             zero_data: params.zero_data,
+            data: !params.is_witness(),
             phase: Phase::ZeroA,
             buf,
             number: 0,
@@ -189,15 +201,7 @@ impl Format {
             Phase::Meta(done) => self.zero_meta(done, out),
             Phase::Checksums(done) => self.zero_checksums(done, out),
             Phase::Data(done) => self.zero_area(done, out),
-            Phase::FlushData => {
-                self.phase = Phase::FlushMeta;
-                self.op(
-                    DiskOp::Flush {
-                        role: FileRole::Meta,
-                    },
-                    out,
-                );
-            }
+            Phase::FlushData => self.flush_meta(out),
             Phase::FlushMeta => {
                 let block = self.buf.slice(0, META_BLOCK_BYTES);
                 self.superblock.encode(data, block);
@@ -243,7 +247,16 @@ impl Format {
         self.op(DiskOp::ZeroRange { role, offset, len }, out);
     }
 
+    fn flush_meta(&mut self, out: &mut StoreOut) {
+        self.phase = Phase::FlushMeta;
+        let role = FileRole::Meta;
+        self.op(DiskOp::Flush { role }, out);
+    }
+
     fn zero_area(&mut self, done: u64, out: &mut StoreOut) {
+        if !self.data {
+            return self.flush_meta(out);
+        }
         let left = if self.zero_data {
             self.superblock.facts.capacity - done
         } else {

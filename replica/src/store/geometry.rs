@@ -29,6 +29,15 @@ impl Geometry {
         window_slots: 8192,
     };
 
+    /// The sizes of a witness, which has neither window entries nor an activity log: a ring of
+    /// 256 KiB, so that its file is less than 3 MiB.
+    pub const WITNESS: Geometry = Geometry {
+        ring_blocks: 64,
+        al_slots: WINDOW_SLOTS_MIN + 1,
+        al_batch: 1,
+        window_slots: WINDOW_SLOTS_MIN,
+    };
+
     /// Small sizes for simulation: wraps, checkpoints and evictions happen all the time.
     pub const TINY: Geometry = Geometry {
         ring_blocks: 8,

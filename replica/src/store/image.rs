@@ -59,7 +59,11 @@ impl Image {
         &self.maps[MapId::of(name).index()]
     }
 
+    /// Extents that may be in a map or in the activity log here: a witness has neither (W1).
     pub(crate) fn extents(&self) -> u32 {
+        if self.facts.is_witness() {
+            return 0;
+        }
         ExtentNo::count_for(self.facts.capacity)
     }
 

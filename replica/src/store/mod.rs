@@ -18,6 +18,9 @@
 //! order. [`Store::vote`], [`Store::reconcile`], [`Store::need_set`] and [`Store::opened`] only
 //! write the journal and do not wait for changes.
 //!
+//! A witness (7.1) is a store without data: [`Store::witness_epoch`] and [`Store::witness_seal`] take
+//! the place of the barriers, and the data file is never touched.
+//!
 //! What survives what:
 //!
 //! | | process crash | power loss |
@@ -61,6 +64,7 @@ mod state;
 mod sums_use;
 mod superblock;
 mod window;
+mod witness;
 
 pub use api::{
     Admission, Change, Counters, Entry, FailCause, Join, LeaseGrant, MapName, StoreError,
@@ -78,6 +82,7 @@ pub use state::Store;
 pub use superblock::{
     FORMAT_VERSION, FORMAT_VERSION_FIRST, Facts, GENERATION_FIRST, Superblock, SuperblockError,
 };
+pub use witness::WitnessEpoch;
 
 #[cfg(test)]
 #[allow(

@@ -322,7 +322,10 @@ fn begin(
         replica: image.facts.replica,
     };
     let life = image.superblock.journal_id;
-    let maps_lost = image.report.checkpoint_bad.is_some();
+    let witness = image.facts.is_witness();
+    // The checkpoint of a witness is empty, and all it knows is in the journal: nothing can be lost
+    // with its window but the lease, so it is never tainted (W1).
+    let maps_lost = image.report.checkpoint_bad.is_some() && !witness;
     if maps_lost {
         image.fill_all();
     }
@@ -338,7 +341,7 @@ fn begin(
     });
     let resumed = header.is_some();
     let clean = image.facts.sealed && image.activity_log.is_empty() && !maps_lost;
-    let newly_tainted = !resumed && !clean && !mutant::on(Mutant::UntaintedRestart);
+    let newly_tainted = !resumed && !clean && !witness && !mutant::on(Mutant::UntaintedRestart);
     mark::reached_if(resumed, Mark::WindowResumed);
     mark::reached_if(!resumed && clean, Mark::SealedStart);
     let void = if image.superblock.layout.checksums_offset == 0 {
@@ -398,7 +401,11 @@ fn take_over(
     window.header.journal_id = image.superblock.journal_id;
     window.header.tainted = image.facts.tainted;
     let facts = &image.facts;
-    if window.header.se.term != facts.se.term {
+    if facts.is_witness() {
+        // No slot goes with an epoch: the record is all there is.
+        window.header.se = facts.se;
+        window.store_header(data);
+    } else if window.header.se.term != facts.se.term {
         // Killed between the record of a TERMSTART (or TOLD) and the header: the window was about
         // to be emptied.
         mark::reached(Mark::KilledBeforeReset);

@@ -398,6 +398,10 @@ impl Store {
 
     /// Extents that the file system has room for now, from statvfs. The store counts down from it.
     pub fn set_free_extents(&mut self, extents: u64) {
+        if self.facts.is_witness() {
+            // Its file system has no say in the room of the volume (W1, M3).
+            return;
+        }
         self.free_extents = extents;
         self.ahead_failed = false;
     }

@@ -11,3 +11,4 @@ mod restarts;
 mod rig;
 mod sessions;
 mod votes;
+mod witness;

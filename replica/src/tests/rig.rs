@@ -89,6 +89,30 @@ fn buffer_of(op: &DiskOp) -> Option<BufSlice> {
     }
 }
 
+/// A new volume of three, member 0.
+fn params(ring_blocks: u32) -> FormatParams {
+    FormatParams {
+        volume: VOLUME,
+        replica: REPLICA,
+        member: member(0),
+        voters: ALL,
+        newcomer: false,
+        witness: MemberSet::EMPTY,
+        iss: ALL,
+        capacity: CAPACITY,
+        geometry: Geometry {
+            ring_blocks,
+            al_slots: 68,
+            al_batch: 4,
+            window_slots: 64,
+        },
+        same_device: false,
+        zero_data: false,
+        volatile_cache: true,
+        checksums: false,
+    }
+}
+
 fn config(boot: u8) -> Config {
     let open = OpenParams {
         boot: Uuid([boot; 16]),
@@ -111,6 +135,32 @@ impl Rig {
 
     /// As `with_budget`, with a journal ring of so many blocks.
     pub(crate) fn with_ring(budget: u64, ring_blocks: u32) -> Rig {
+        Rig::formatted(budget, &params(ring_blocks))
+    }
+
+    /// The witness of a volume with two holders of data, member 2.
+    pub(crate) fn witness() -> Rig {
+        let params = FormatParams {
+            member: member(2),
+            witness: MemberSet(0b100),
+            iss: MemberSet(0b011),
+            geometry: Geometry::WITNESS,
+            ..params(64)
+        };
+        Rig::formatted(8 << 20, &params)
+    }
+
+    /// A holder of data, member 0, of a volume with a witness.
+    pub(crate) fn beside_a_witness() -> Rig {
+        let params = FormatParams {
+            witness: MemberSet(0b100),
+            iss: MemberSet(0b011),
+            ..params(64)
+        };
+        Rig::formatted(8 << 20, &params)
+    }
+
+    fn formatted(budget: u64, params: &FormatParams) -> Rig {
         let mut rig = Rig {
             replica: Replica::new(config(1)),
             arena: Arena::new(budget),
@@ -131,38 +181,19 @@ impl Rig {
             stopped: false,
             encoder: Encoder::new(),
         };
-        rig.format(ring_blocks);
+        rig.format(params);
         rig.start();
         rig
     }
 
-    fn format(&mut self, ring_blocks: u32) {
-        let params = FormatParams {
-            volume: VOLUME,
-            replica: REPLICA,
-            member: member(0),
-            voters: ALL,
-            newcomer: false,
-            witness: MemberSet::EMPTY,
-            iss: ALL,
-            capacity: CAPACITY,
-            geometry: Geometry {
-                ring_blocks,
-                al_slots: 68,
-                al_batch: 4,
-                window_slots: 64,
-            },
-            same_device: false,
-            zero_data: false,
-            volatile_cache: true,
-            checksums: false,
-        };
+    fn format(&mut self, params: &FormatParams) {
         let mut out = StoreOut::new();
-        let mut format = Format::new(&params, &mut self.arena, &mut out).expect("valid parameters");
+        let mut format = Format::new(params, &mut self.arena, &mut out).expect("valid parameters");
         loop {
             let ops = core::mem::take(&mut out.ops);
             assert!(!ops.is_empty(), "format goes on");
             for (tag, op) in ops {
+                self.trace.push(op);
                 self.disk.apply(&op, &mut self.arena).unwrap();
                 if let Some(end) = format.disk_done(tag, Ok(()), &mut self.arena, &mut out) {
                     end.unwrap();
@@ -170,6 +201,11 @@ impl Rig {
                 }
             }
         }
+    }
+
+    /// Words of window memory.
+    pub(crate) fn words_len(&self) -> usize {
+        self.words.as_ref().map_or(0, |w| w.0.borrow().len())
     }
 
     fn start(&mut self) {
@@ -458,7 +494,7 @@ impl Rig {
             loss: 0,
             cfg_gen: self.replica.facts().config.generation,
             capacity: CAPACITY,
-            member: member(0),
+            member: self.replica.facts().member,
         }
     }
 

@@ -20,6 +20,7 @@ mod disk;
 mod flushes;
 mod formats;
 mod reconfigure;
+mod witness;
 mod world;
 
 /// splitmix64.

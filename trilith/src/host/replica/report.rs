@@ -16,6 +16,7 @@ fn role(role: Role) -> &'static str {
         Role::InSync => "in-sync",
         Role::Rebuilding => "rebuilding",
         Role::Out => "out",
+        Role::Witness => "witness",
         Role::Retired => "retired",
         Role::Failed => "failed",
         Role::Stopping => "stopping",
