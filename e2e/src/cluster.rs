@@ -19,6 +19,8 @@ pub struct Options {
     pub size: String,
     /// Number of replicas.
     pub replicas: usize,
+    /// With a witness besides.
+    pub witness: bool,
     /// Further arguments of `trilith up`.
     pub more: Vec<String>,
 }
@@ -28,6 +30,7 @@ impl Default for Options {
         Options {
             size: "256MiB".to_owned(),
             replicas: 3,
+            witness: false,
             more: Vec::new(),
         }
     }
@@ -230,6 +233,11 @@ impl Cluster {
             .arg("--window-dir")
             .arg(self.windows.path())
             .args(&self.options.more)
+            .args(
+                ["--witness", "--unproved"]
+                    .iter()
+                    .filter(|_| self.options.witness),
+            )
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

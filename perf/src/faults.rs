@@ -47,6 +47,7 @@ fn volume(args: &FaultsArgs) -> Result<Cluster> {
     let cluster = Cluster::start(Options {
         size: format!("{}MiB", args.size_mib),
         replicas: 3,
+        witness: false,
         more: Vec::new(),
     })?;
     cluster.wait_state("healthy")?;

@@ -45,6 +45,7 @@ fn options(size: &str, args: &ScaleArgs) -> Options {
     Options {
         size: size.to_owned(),
         replicas: args.replicas,
+        witness: false,
         more: Vec::new(),
     }
 }

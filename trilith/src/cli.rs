@@ -88,6 +88,13 @@ pub(crate) struct UpArgs {
     /// Number of replicas [default: 3, or what the volume has].
     #[arg(long, value_parser = parse_replicas, value_name = "N")]
     pub(crate) replicas: Option<usize>,
+    /// Make the volume, of 2 replicas, with a witness: a third process that votes and holds no data, so
+    /// that the volume goes on when any one of the three has failed.
+    #[arg(long)]
+    pub(crate) witness: bool,
+    /// Make such a volume although it is not proved yet.
+    #[arg(long, hide = true)]
+    pub(crate) unproved: bool,
     /// Directory of the volume; made when missing.
     #[arg(long, default_value = crate::up::layout::DIR_DEFAULT, value_name = "DIR")]
     pub(crate) dir: PathBuf,
@@ -263,9 +270,16 @@ pub(crate) struct FormatArgs {
     /// Which member of the volume this replica is, from 0.
     #[arg(long, value_name = "N")]
     pub(crate) member: usize,
-    /// How many replicas the volume has.
+    /// How many replicas the volume has, a witness not counted.
     #[arg(long, value_parser = parse_replicas, value_name = "N")]
     pub(crate) replicas: usize,
+    /// The volume, of 2 replicas, has a witness besides: member 2, which votes and holds no data. To be
+    /// said for each of the three.
+    #[arg(long)]
+    pub(crate) witness: bool,
+    /// Make such a volume although it is not proved yet.
+    #[arg(long, hide = true)]
+    pub(crate) unproved: bool,
     /// Size of the volume.
     #[arg(long, value_parser = parse_volume_size, value_name = "SIZE")]
     pub(crate) size: u64,
@@ -697,6 +711,7 @@ mod tests {
             "trilith up --iscsi off",
             "trilith up --spin 500us",
             "trilith up --carry",
+            "trilith up --size 1GiB --replicas 2 --witness",
             "trilith up --size 1GiB --replicas 1 --apart",
             "trilith up --ublk",
             "trilith up --ublk --size 1G --ublk-queues 2 --nbd off --iscsi off",

@@ -32,6 +32,9 @@ pub(crate) const STOP_TIME_MAX: Duration = Duration::from_secs(20);
 /// How long `up` waits for the engine of an `up` that has died to let go of the volume.
 pub(crate) const OLD_ENGINE_WAIT_MAX: Duration = Duration::from_secs(10);
 
+/// Memory of a witness: it takes no payload, and 384 KiB for its store.
+pub(crate) const WITNESS_MEMORY_BYTES: u64 = 2 << 20;
+
 /// How long one grant of exclusive reading lasts (M13). It ends by itself when `up` hangs.
 pub(crate) const GRANT_TIME: Duration = Duration::from_secs(15);
 /// How often `up` renews it.

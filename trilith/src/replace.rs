@@ -135,6 +135,7 @@ fn make(state: &VolumeState, old: usize, new: &Replica) -> anyhow::Result<()> {
         replica: new.id,
         member: new.member,
         replicas: state.count(),
+        witness: false,
         capacity: state.size_bytes,
         replacement: false,
         newcomer: Some(voters),

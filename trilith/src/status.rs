@@ -1,7 +1,7 @@
 //! `trilith status`: asks the admin endpoints of a volume's processes and shows what they say.
 
 use crate::admin::api::{
-    ChangeReport, EngineReport, Latency, MemberReport, ReplicaReport, StageReport,
+    ChangeReport, EngineReport, Latency, MemberReport, ReplicaReport, StageReport, WITNESS,
 };
 use crate::admin::client;
 use crate::cli::StatusArgs;
@@ -138,7 +138,10 @@ fn gather() -> anyhow::Result<Report> {
         state: word,
         detail,
         term: of_engine(|engine| engine.term),
-        dirty_bytes: of_engine(|engine| engine.members.iter().map(|m| m.dirty_bytes).sum()),
+        dirty_bytes: of_engine(|engine| {
+            let members = engine.members.iter().filter(|m| m.role != WITNESS);
+            members.map(|m| m.dirty_bytes).sum()
+        }),
         rebuild_bytes: of_engine(|engine| engine.rebuild_bytes),
     };
     Ok(Report {
@@ -291,6 +294,10 @@ fn replica_table(report: &Report) -> Table {
         let of = |text: fn(&MemberReport) -> String| member.map_or_else(dash, text);
         let own =
             |text: fn(&ReplicaReport) -> String| replica.report.as_ref().map_or_else(dash, text);
+        // A witness has no data, so nothing of it is behind, copied or written.
+        let is_witness = member.is_some_and(|m| m.role == WITNESS);
+        let of_data =
+            |text: fn(&MemberReport) -> String| if is_witness { dash() } else { of(text) };
         let carried = replica.report.as_ref().is_some_and(|found| found.carried);
         table.add_row(vec![
             format!(
@@ -306,12 +313,18 @@ fn replica_table(report: &Report) -> Table {
                 }
             }),
             of(|m| m.link.clone()),
-            of(|m| format!("{} ({})", bytes_text(m.lag_bytes), m.lag_entries)),
-            of(|m| bytes_text(m.dirty_bytes)),
-            of(rebuild_text),
-            of(|m| latency_text(&m.write_latency)),
-            of(|m| latency_text(&m.read_latency)),
-            own(|r| bytes_text(r.free_bytes)),
+            of_data(|m| format!("{} ({})", bytes_text(m.lag_bytes), m.lag_entries)),
+            of_data(|m| bytes_text(m.dirty_bytes)),
+            of_data(rebuild_text),
+            of_data(|m| latency_text(&m.write_latency)),
+            of_data(|m| latency_text(&m.read_latency)),
+            own(|r| {
+                if r.role == WITNESS {
+                    dash()
+                } else {
+                    bytes_text(r.free_bytes)
+                }
+            }),
             own(|r| bytes_text(r.process.resident_bytes)),
         ]);
     }
@@ -446,6 +459,36 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_witness_is_shown_as_one_with_nothing_to_lack() {
+        let mut report = report();
+        let engine = report.engine.as_mut().unwrap();
+        engine.members = vec![MemberReport {
+            member: 2,
+            role: WITNESS.into(),
+            link: "up".into(),
+            dirty_bytes: 77,
+            ..MemberReport::default()
+        }];
+        report.replicas = vec![ReplicaAnswer {
+            member: 2,
+            report: Some(ReplicaReport {
+                role: WITNESS.into(),
+                free_bytes: 1 << 40,
+                ..ReplicaReport::default()
+            }),
+            error: None,
+        }];
+        let table = replica_table(&report).to_string();
+        let row = table.lines().nth(1).unwrap();
+        let words: Vec<&str> = row.split_whitespace().collect();
+        assert_eq!(
+            words[..9],
+            ["2", "witness", "up", "-", "-", "-", "-", "-", "-"],
+            "{row}"
+        );
     }
 
     #[test]

@@ -57,6 +57,9 @@ pub(crate) struct ProcessReport {
     pub(crate) sent_bytes: u64,
 }
 
+/// Role of a member that votes and holds no data.
+pub(crate) const WITNESS: &str = "witness";
+
 /// A member as the engine sees it.
 #[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
 pub(crate) struct MemberReport {
@@ -64,7 +67,7 @@ pub(crate) struct MemberReport {
     pub(crate) member: usize,
     /// Its address.
     pub(crate) address: String,
-    /// in-sync, uncounted, rebuilding, absent or unknown.
+    /// in-sync, uncounted, rebuilding, absent, unknown or [`WITNESS`].
     pub(crate) role: String,
     /// down, connecting, up or refused.
     pub(crate) link: String,
@@ -341,7 +344,7 @@ pub(crate) struct ReplicaReport {
     /// It runs in the process of its volume's engine.
     #[serde(default)]
     pub(crate) carried: bool,
-    /// opening, in-sync, rebuilding, out, failed or stopping.
+    /// opening, in-sync, rebuilding, out, witness, failed or stopping.
     pub(crate) role: String,
     /// Term promised.
     pub(crate) term: u64,

@@ -19,6 +19,7 @@ use trilith_replica::store::MapName;
 /// When the store cannot be opened, a replica runs on it, or the file cannot be written.
 pub(super) fn run(args: &ExportArgs) -> anyhow::Result<Exit> {
     let found = find(&args.path)?;
+    found.files.data().map_err(setup)?;
     let facts = &found.image.facts;
     if !facts.is_complete() || !found.image.map(MapName::Need).is_empty() {
         tracing::warn!("this replica was not in sync: parts of it may be older than the volume");
@@ -65,7 +66,10 @@ fn copy(found: &Found, output: &File) -> anyhow::Result<u64> {
                 .saturating_sub(offset)
                 .min(u64::from(CHUNK_BYTES));
             let bytes = &mut buffer[..usize::try_from(len)?];
-            found.files.data.read_at(offset_of_data + offset, bytes)?;
+            found
+                .files
+                .data()?
+                .read_at(offset_of_data + offset, bytes)?;
             if bytes.iter().any(|byte| *byte != 0) {
                 output.write_all_at(bytes, offset)?;
                 copied += len;

@@ -43,7 +43,9 @@ pub(super) fn find(path: &Path) -> anyhow::Result<Found> {
         for (tag, op) in ops {
             let result = match op {
                 DiskOp::Read { role, offset, buf } => {
-                    read(file(&files, role), offset, buf, &mut arena)
+                    // What a reader asks for is in the metadata.
+                    let file = file(&files, role).map_err(|_| DiskError::Io);
+                    file.and_then(|file| read(file, offset, buf, &mut arena))
                 }
                 // A reader asks for nothing else.
                 _ => Err(DiskError::Io),
@@ -69,10 +71,13 @@ pub(super) fn arena() -> anyhow::Result<Arena> {
 }
 
 /// The file, or the part of the device, that has this role.
-pub(super) fn file(files: &StoreFiles, role: FileRole) -> &DataFile {
+///
+/// # Errors
+/// A witness has no data.
+pub(super) fn file(files: &StoreFiles, role: FileRole) -> anyhow::Result<&DataFile> {
     match role {
-        FileRole::Meta => files.meta.as_ref().unwrap_or(&files.data),
-        FileRole::Data => &files.data,
+        FileRole::Meta => Ok(files.meta()),
+        FileRole::Data => files.data(),
     }
 }
 
@@ -107,15 +112,23 @@ pub(super) fn check(args: &CheckArgs) -> anyhow::Result<Exit> {
         writeln!(text, "{}", finding(one))?;
     }
     let facts = &found.image.facts;
-    let size = found.files.data.len()?;
-    let wanted = found.image.superblock.layout.data_offset + facts.capacity;
-    let short = size < wanted;
-    if short {
-        writeln!(text, "data: expected at least {wanted} bytes, found {size}")?;
+    let mut short = false;
+    if !facts.is_witness() {
+        let size = found.files.data()?.len()?;
+        let wanted = found.image.superblock.layout.data_offset + facts.capacity;
+        short = size < wanted;
+        if short {
+            writeln!(text, "data: expected at least {wanted} bytes, found {size}")?;
+        }
     }
+    let what = if facts.is_witness() {
+        "witness"
+    } else {
+        "replica"
+    };
     writeln!(
         text,
-        "replica {} (member {}): {} journal blocks replayed, {} torn, {} checkpoint blocks",
+        "{what} {} (member {}): {} journal blocks replayed, {} torn, {} checkpoint blocks",
         facts.replica,
         facts.member,
         report.journal_blocks,
@@ -171,6 +184,14 @@ pub(super) fn show(path: &Path) -> anyhow::Result<Exit> {
         "member",
         format!("{} of {}", facts.member, members(facts.config.voters)),
     )?;
+    if facts.config.has_witness() {
+        let own = if facts.is_witness() {
+            ", this one: it holds no data"
+        } else {
+            ""
+        };
+        line("witness", format!("{}{own}", members(facts.config.witness)))?;
+    }
     line("state", state.to_owned())?;
     let checksums = image.superblock.layout.checksums_offset != 0;
     line("checksums", if checksums { "yes" } else { "no" }.to_owned())?;
@@ -186,6 +207,10 @@ pub(super) fn show(path: &Path) -> anyhow::Result<Exit> {
     line("in sync", members(facts.iss))?;
     line("tracked", members(facts.trk))?;
     line("loss epoch", facts.loss.to_string())?;
+    if facts.is_witness() {
+        output::print(&text);
+        return Ok(Exit::Done);
+    }
     line("watermark", facts.w.0.to_string())?;
     line(
         "activity log",
@@ -198,7 +223,7 @@ pub(super) fn show(path: &Path) -> anyhow::Result<Exit> {
     ] {
         line(name, bytes_text(image.map(map).bytes()))?;
     }
-    for peer in facts.config.voters.without(facts.member).iter() {
+    for peer in facts.config.data().without(facts.member).iter() {
         let dirty = image.map(MapName::Dirty(peer)).bytes();
         line("dirty", format!("{} for member {peer}", bytes_text(dirty)))?;
     }

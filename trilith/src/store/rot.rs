@@ -37,6 +37,7 @@ impl Rot {
 /// # Errors
 /// When the replica keeps no checksums.
 pub(super) fn compare(found: &Found, text: &mut String) -> anyhow::Result<Rot> {
+    found.files.data()?;
     let layout = &found.image.superblock.layout;
     anyhow::ensure!(
         layout.checksums_offset != 0,
@@ -63,7 +64,7 @@ pub(super) fn compare(found: &Found, text: &mut String) -> anyhow::Result<Rot> {
 
 /// The checksums of an extent; `None` when they cannot be read.
 fn page_of(found: &Found, extent: ExtentNo) -> Option<Vec<u8>> {
-    let meta = file(&found.files, FileRole::Meta);
+    let meta = file(&found.files, FileRole::Meta).ok()?;
     let mut page = vec![0; META_BLOCK_BYTES as usize];
     let offset = found.image.superblock.layout.checksum_page(extent);
     meta.read_at(offset, &mut page).ok().map(|()| page)
@@ -81,7 +82,7 @@ fn chunk_compared(
     let left = found.image.facts.capacity.saturating_sub(offset);
     let mut bytes = vec![0; usize::try_from(left.min(u64::from(CHUNK_BYTES)))?];
     let start = found.image.superblock.layout.data_offset + offset;
-    if let Err(error) = found.files.data.read_at(start, &mut bytes) {
+    if let Err(error) = found.files.data()?.read_at(start, &mut bytes) {
         rot.unreadable += 1;
         if rot.unreadable <= NAMED_MAX {
             writeln!(

@@ -56,6 +56,10 @@ pub(crate) struct Wanted {
     pub(crate) name: Option<String>,
     /// It is made with checksums.
     pub(crate) checksums: bool,
+    /// It is made with a witness.
+    pub(crate) witness: bool,
+    /// Even though that is not proved yet.
+    pub(crate) unproved: bool,
 }
 
 impl Config {
@@ -120,6 +124,8 @@ impl Config {
                 replicas: args.replicas,
                 name: args.name,
                 checksums: args.checksums,
+                witness: args.witness,
+                unproved: args.unproved,
             },
         })
     }

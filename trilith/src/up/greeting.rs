@@ -15,6 +15,8 @@ pub(crate) struct Greeting<'a> {
     pub(crate) size_bytes: u64,
     /// Number of its replicas.
     pub(crate) replicas: usize,
+    /// It has a witness besides.
+    pub(crate) witness: bool,
     /// Where NBD is served.
     pub(crate) nbd: Option<&'a Address>,
     /// Where iSCSI is served.
@@ -41,6 +43,7 @@ impl Greeting<'_> {
         let size = bytes_text(self.size_bytes);
         let replicas = match self.replicas {
             1 => "1 replica".to_owned(),
+            n if self.witness => format!("{n} replicas and a witness"),
             n => format!("{n} replicas"),
         };
         let mut text = format!("\nVolume {} ({size}, {replicas}) is served at\n", self.name);
@@ -147,6 +150,7 @@ mod tests {
             name: "vol",
             size_bytes: 10 << 30,
             replicas: 3,
+            witness: false,
             nbd: Some(&nbd),
             iscsi: Some(&iscsi),
             ublk: false,
@@ -173,9 +177,15 @@ mod tests {
             iscsi: None,
             gave_way: true,
             replicas: 1,
-            ..greeting
+            ..greeting.clone()
         }
         .text();
+        let two = Greeting {
+            replicas: 2,
+            witness: true,
+            ..greeting.clone()
+        };
+        assert!(two.text().contains("(10 GiB, 2 replicas and a witness)"));
         assert!(text.contains("a block device of this host"));
         assert!(text.contains("iSCSI is off: 127.0.0.1:3260 is in use"));
         assert!(text.contains("'nbd+unix:///vol?socket=/tmp/a'") && text.contains("1 replica)"));

@@ -14,7 +14,7 @@ use crate::cli::{BackendArg, UpArgs};
 use crate::exit::{Exit, setup};
 use crate::host::engine::ublk;
 use crate::host::process;
-use crate::host::replica::format;
+use crate::host::replica::format::{self, NO_REPLACEMENT, WITNESS_REPLICAS};
 use crate::limits::{ISCSI_WAIT_MAX, LISTEN_RETRY, OLD_ENGINE_WAIT_MAX, SECRET_BYTES};
 use crate::text::bytes_text;
 use anyhow::{Context, anyhow, bail, ensure};
@@ -45,6 +45,9 @@ pub(crate) fn run(args: UpArgs, log: &str) -> anyhow::Result<Exit> {
     let mut config = Config::new(args, log).map_err(setup)?;
     if config.wanted.size_bytes.is_none() && !config.dir.join(layout::STATE).exists() {
         return Err(setup(no_size(&config)));
+    }
+    if !config.dir.join(layout::STATE).exists() {
+        check_witness(&config.wanted).map_err(setup)?;
     }
     if config.ublk.number.is_some() {
         ublk::check_host(config.backend != BackendArg::Plain)?;
@@ -79,7 +82,8 @@ pub(crate) fn run(args: UpArgs, log: &str) -> anyhow::Result<Exit> {
         volume = %state.volume,
         name = state.name,
         size = bytes_text(state.size_bytes),
-        replicas = state.count(),
+        replicas = state.data_count(),
+        witness = state.witness,
         nbd = ?config.nbd,
         iscsi = ?config.iscsi,
         ublk = ?config.ublk.number,
@@ -131,7 +135,8 @@ fn find_or_make(config: &Config) -> anyhow::Result<State> {
     let mut secret = [0; SECRET_BYTES];
     random_bytes(&mut secret)?;
     write_secret(Path::new(layout::SECRET), &secret)?;
-    let count = config.wanted.replicas.unwrap_or(REPLICAS_DEFAULT);
+    let data = config.wanted.replicas.unwrap_or(REPLICAS_DEFAULT);
+    let count = data + usize::from(config.wanted.witness);
     let replicas = (0..count)
         .map(|member| {
             Ok(state::Replica {
@@ -150,6 +155,7 @@ fn find_or_make(config: &Config) -> anyhow::Result<State> {
         volume: process::new_uuid()?,
         size_bytes,
         replicas,
+        witness: config.wanted.witness,
         change: None,
         last_number: None,
         checksums: config.wanted.checksums,
@@ -161,6 +167,20 @@ fn find_or_make(config: &Config) -> anyhow::Result<State> {
     };
     state.write(here)?;
     Ok(state)
+}
+
+/// A volume that is to be made with a witness.
+fn check_witness(wanted: &Wanted) -> anyhow::Result<()> {
+    if !wanted.witness {
+        return Ok(());
+    }
+    let found = wanted.replicas.unwrap_or(REPLICAS_DEFAULT);
+    ensure!(
+        found == WITNESS_REPLICAS,
+        "make a volume with a witness: expected --replicas {WITNESS_REPLICAS} --witness, found \
+         {found} replicas"
+    );
+    format::check_proved(wanted.unproved)
 }
 
 fn no_size(config: &Config) -> anyhow::Error {
@@ -180,7 +200,7 @@ fn agree(state: &State, wanted: &Wanted) -> anyhow::Result<()> {
         );
     }
     if let Some(replicas) = wanted.replicas {
-        let made = state.count();
+        let made = state.data_count();
         ensure!(
             replicas == made,
             "expected --replicas {made}, as it was made, or none; found {replicas}"
@@ -197,6 +217,10 @@ fn agree(state: &State, wanted: &Wanted) -> anyhow::Result<()> {
         state.checksums || !wanted.checksums,
         "expected no --checksums: the volume was made without them"
     );
+    ensure!(
+        state.witness || !wanted.witness,
+        "expected no --witness: the volume was made without one"
+    );
     Ok(())
 }
 
@@ -211,7 +235,8 @@ fn format_replicas(turns: &mut Loop, state: &mut State) -> anyhow::Result<()> {
             volume: state.volume,
             replica: replica.id,
             member,
-            replicas: state.replicas.len(),
+            replicas: state.data_count(),
+            witness: state.witness,
             capacity: state.size_bytes,
             replacement: false,
             newcomer: None,
@@ -244,6 +269,18 @@ fn check_replicas(state: &State) -> anyhow::Result<()> {
         );
     }
     for member in lost {
+        if state.witness {
+            let what = if state.is_witness(member) {
+                "the witness"
+            } else {
+                "replica"
+            };
+            tracing::error!(
+                member,
+                "{what} is lost: its directory has no store ({NO_REPLACEMENT})"
+            );
+            continue;
+        }
         tracing::error!(
             member,
             "replica is lost: its directory has no store (`trilith volume replace-replica \
@@ -310,6 +347,7 @@ mod tests {
                     dir: None,
                 })
                 .collect(),
+            witness: false,
             change: None,
             last_number: None,
             checksums: false,
@@ -330,6 +368,8 @@ mod tests {
             replicas: Some(3),
             name: Some("vol".into()),
             checksums: false,
+            witness: false,
+            unproved: false,
         };
         assert!(agree(&state, &same).is_ok());
         for (wanted, text) in [
@@ -361,9 +401,46 @@ mod tests {
                 },
                 "expected no --checksums",
             ),
+            (
+                Wanted {
+                    witness: true,
+                    ..same.clone()
+                },
+                "expected no --witness",
+            ),
         ] {
             let error = agree(&state, &wanted).unwrap_err().to_string();
             assert!(error.starts_with(text), "{error}");
         }
+        let with = State {
+            witness: true,
+            ..state
+        };
+        let two = Wanted {
+            replicas: Some(2),
+            ..same.clone()
+        };
+        assert!(agree(&with, &two).is_ok());
+        let error = agree(&with, &same).unwrap_err().to_string();
+        assert!(error.starts_with("expected --replicas 2"), "{error}");
+    }
+
+    #[test]
+    fn a_witness_is_made_beside_two_replicas_only() {
+        let wanted = |replicas, unproved| Wanted {
+            replicas,
+            witness: true,
+            unproved,
+            ..Wanted::default()
+        };
+        assert!(check_witness(&Wanted::default()).is_ok());
+        assert!(check_witness(&wanted(Some(2), true)).is_ok());
+        for replicas in [None, Some(1), Some(3), Some(5)] {
+            let error = check_witness(&wanted(replicas, true)).unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains("expected --replicas 2 --witness"), "{text}");
+        }
+        let error = check_witness(&wanted(Some(2), false)).unwrap_err();
+        assert!(error.to_string().contains("not proved"), "{error}");
     }
 }

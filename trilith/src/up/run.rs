@@ -6,7 +6,7 @@ use crate::control::{Command as Word, News};
 use crate::exit::Exit;
 use crate::host::engine::iscsi::target_name;
 use crate::host::process::new_uuid;
-use crate::limits::{GRANT_RENEWAL, GRANT_TIME};
+use crate::limits::{GRANT_RENEWAL, GRANT_TIME, WITNESS_MEMORY_BYTES};
 use crate::output;
 use crate::up::children::{Children, Heard};
 use crate::up::config::Config;
@@ -117,6 +117,9 @@ impl Up {
         args.set("--listen", layout::replica_address(member));
         args.set("--volume", self.state.volume);
         args.set("--member", member);
+        if self.state.is_witness(member) {
+            args.set("--memory", WITNESS_MEMORY_BYTES);
+        }
         args.set_window_dir(&self.config);
         Ok(args.0)
     }
@@ -164,7 +167,8 @@ impl Up {
             args.set("--replica", format!("{}={address}", replica.member));
             args.set("--replica-id", format!("{}={}", replica.member, replica.id));
         }
-        if self.state.was_changed() {
+        // Who the witness is, an engine hears from the replicas (W16).
+        if self.state.was_changed() || self.state.witness {
             args.0.push("--ask-for-voters".into());
         }
         if let Some(replica) = self.carried.and_then(|member| self.state.replica(member)) {
@@ -313,7 +317,8 @@ impl Up {
         let greeting = Greeting {
             name: &self.state.name,
             size_bytes: self.state.size_bytes,
-            replicas: self.state.count(),
+            replicas: self.state.data_count(),
+            witness: self.state.witness,
             nbd: self.config.nbd.as_ref(),
             iscsi: self.config.iscsi.as_ref(),
             ublk: self.config.ublk.number.is_some(),

@@ -1,6 +1,7 @@
 //! What `up` remembers of its volume: `volume.json`. Written as a whole (old or new content after a
 //! crash), durable before what it says is used.
 
+use crate::host::replica::format::{NO_REPLACEMENT, WITNESS_REPLICAS};
 use crate::limits::STATE_BYTES_MAX;
 use crate::up::layout;
 use anyhow::{Context, bail, ensure};
@@ -14,6 +15,8 @@ use trilith_block::limits::MEMBERS_MAX;
 const VERSION: u32 = 1;
 /// Version once a replica was, or is being, replaced.
 const VERSION_CHANGED: u32 = 2;
+/// Version of a volume with a witness, none of which is ever replaced.
+const VERSION_WITNESS: u32 = 3;
 
 /// The file as it is written. Unknown keys are errors: a newer `up` may mean something by them.
 #[derive(Serialize, Deserialize, Debug)]
@@ -23,7 +26,7 @@ struct File {
     name: String,
     volume: String,
     size_bytes: u64,
-    /// Version 1: identities by member number.
+    /// Versions 1 and 3: identities by member number; in version 3 the last is the witness.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     replicas: Vec<String>,
     /// Version 2.
@@ -91,8 +94,10 @@ pub(crate) struct State {
     pub(crate) volume: Uuid,
     /// Its size.
     pub(crate) size_bytes: u64,
-    /// Its replicas, by rising number; while one is replaced, its successor too.
+    /// Its replicas, by rising number; while one is replaced, its successor too. A witness is the last.
     pub(crate) replicas: Vec<Replica>,
+    /// The last one is a witness: it votes and holds no data.
+    pub(crate) witness: bool,
     /// The replacement that runs.
     pub(crate) change: Option<Change>,
     /// Number given to a new replica last; absent while the replicas are those that the volume was
@@ -171,11 +176,19 @@ impl State {
         let file: File = serde_json::from_str(text)?;
         let changed = file.change.is_some() || file.last_number.is_some();
         let replicas = match file.version {
-            VERSION if !changed => first_replicas(&file.replicas)?,
+            VERSION | VERSION_WITNESS if !changed => first_replicas(&file.replicas)?,
             VERSION_CHANGED if file.last_number.is_some() => changed_replicas(&file.members)?,
-            VERSION | VERSION_CHANGED => bail!("expected the last number given in version 2 only"),
-            found => bail!("expected version {VERSION} or {VERSION_CHANGED}, found {found}"),
+            VERSION | VERSION_CHANGED | VERSION_WITNESS => {
+                bail!("expected the last number given in version 2 only")
+            }
+            found => bail!("expected version {VERSION} to {VERSION_WITNESS}, found {found}"),
         };
+        let witness = file.version == VERSION_WITNESS;
+        ensure!(
+            !witness || replicas.len() == WITNESS_REPLICAS + 1,
+            "expected {WITNESS_REPLICAS} replicas and a witness, found {} in all",
+            replicas.len()
+        );
         ensure!(
             (1..=MEMBERS_MAX).contains(&replicas.len()),
             "expected 1 to {MEMBERS_MAX} replicas, found {}",
@@ -193,6 +206,7 @@ impl State {
             volume: uuid(&file.volume)?,
             size_bytes: file.size_bytes,
             replicas,
+            witness,
             change: file.change,
             last_number: file.last_number,
             checksums: file.checksums,
@@ -213,7 +227,11 @@ impl State {
         });
         let ids = self.replicas.iter().map(|r| r.id.to_string());
         let file = File {
-            version: if first { VERSION } else { VERSION_CHANGED },
+            version: match (self.witness, first) {
+                (true, _) => VERSION_WITNESS,
+                (false, true) => VERSION,
+                (false, false) => VERSION_CHANGED,
+            },
             name: self.name.clone(),
             volume: self.volume.to_string(),
             size_bytes: self.size_bytes,
@@ -246,7 +264,18 @@ impl State {
         self.last_number.is_some()
     }
 
-    /// Replicas that the volume is to have.
+    /// Replicas that hold data, or are to.
+    pub(crate) fn data_count(&self) -> usize {
+        self.count() - usize::from(self.witness)
+    }
+
+    /// True for the witness.
+    pub(crate) fn is_witness(&self, member: usize) -> bool {
+        let last = self.replicas.last();
+        self.witness && last.is_some_and(|replica| replica.member == member)
+    }
+
+    /// Replicas that the volume is to have, a witness counted.
     pub(crate) fn count(&self) -> usize {
         self.replicas.len() - usize::from(self.change.is_some())
     }
@@ -270,6 +299,7 @@ impl State {
     /// # Errors
     /// When that cannot be.
     pub(crate) fn replacing(&self, old: usize, new: Replica) -> anyhow::Result<State> {
+        ensure!(!self.witness, "{NO_REPLACEMENT}");
         if let Some(change) = self.change {
             bail!(
                 "replica {} is being replaced by replica {}: expected that to end first, or --give-up",
@@ -345,6 +375,7 @@ mod tests {
             volume: Uuid([1; 16]),
             size_bytes: 1 << 30,
             replicas: (0..3).map(|m| replica(m, 2)).collect(),
+            witness: false,
             change: None,
             last_number: None,
             checksums: false,
@@ -369,6 +400,10 @@ mod tests {
                 checksums: true,
                 ..state()
             },
+            State {
+                witness: true,
+                ..state()
+            },
         ] {
             state.write(dir.path()).unwrap();
             assert_eq!(State::read(dir.path()).unwrap(), Some(state));
@@ -380,7 +415,7 @@ mod tests {
         let text = state().to_text().unwrap();
         assert!(State::parse(&text).is_ok());
         for (from, to) in [
-            ("\"version\": 1", "\"version\": 3"),
+            ("\"version\": 1", "\"version\": 4"),
             ("\"name\"", "\"nom\": 1, \"name\""),
             ("01010101", "xx010101"),
             ("\"attach_epoch\": 7", "\"attach_epoch\": -7"),
@@ -393,6 +428,27 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(layout::STATE), b"\xff\xfe").unwrap();
         assert!(State::read(dir.path()).is_err());
+    }
+
+    #[test]
+    fn a_witness_is_the_last_of_three_and_nobody_is_replaced() {
+        let with = State {
+            witness: true,
+            ..state()
+        };
+        let text = with.to_text().unwrap();
+        assert!(text.contains("\"version\": 3"), "{text}");
+        assert_eq!((with.count(), with.data_count()), (3, 2));
+        let witnesses: Vec<usize> = (0..4).filter(|m| with.is_witness(*m)).collect();
+        assert_eq!(witnesses, [2]);
+        let error = with.replacing(0, replica(3, 9)).unwrap_err().to_string();
+        assert!(error.contains("can be replaced yet"), "{error}");
+        let two = State {
+            replicas: with.replicas[..2].to_vec(),
+            ..with
+        };
+        assert!(State::parse(&two.to_text().unwrap()).is_err());
+        assert!((0..4).all(|m| !state().is_witness(m)));
     }
 
     #[test]

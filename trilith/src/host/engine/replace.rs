@@ -125,7 +125,9 @@ impl EngineHost {
         if engine.mode().is_active() && self.told_members != Some(told) {
             self.told_members = Some(told);
             let (bits, settled) = told;
-            let is_quiet = settled && engine.dealt_with() == config.voters;
+            // Beside a witness an entry needs all of the in-sync set: nobody can be done without.
+            let majority = settled && !config.has_witness();
+            let is_quiet = majority && engine.dealt_with() == config.voters;
             self.wait_for(is_quiet.then_some(config.voters));
             self.parts.supervisor.tell(&News::Members { bits, settled });
         }

@@ -3,14 +3,14 @@
 use super::wiring::EngineHost;
 use crate::admin::api::{
     Counter, EngineReport, IscsiReport, MemberReport, NbdReport, SlowReport, StageReport,
-    UblkReport,
+    UblkReport, WITNESS,
 };
 use crate::admin::http::{Answer, Status as HttpStatus};
 use crate::admin::metrics::Snapshot;
 use crate::host::report::{
     latency as latency_of, micros, millis, process, process_metrics, samples,
 };
-use trilith_block::{Monotonic, Op};
+use trilith_block::{MemberSet, Monotonic, Op};
 use trilith_engine::slowest::SlowOp;
 use trilith_engine::status::{Latencies, Link, MemberStatus, Role, Stage, StageLatency, Status};
 use trilith_engine::{Mode, Waiting};
@@ -18,7 +18,46 @@ use trilith_runtime::Io;
 use trilith_wire::Reason;
 
 /// State of a volume in a word, and in a sentence.
-pub(super) fn words(mode: Mode) -> (&'static str, &'static str) {
+pub(super) fn words(status: &Status) -> (&'static str, &'static str) {
+    if status.membership.has_witness()
+        && let Some(words) = words_with_witness(status)
+    {
+        return words;
+    }
+    mode_words(status.mode)
+}
+
+/// Where a witness makes it another sentence: both replicas hold the data, or one alone does (7.1).
+fn words_with_witness(status: &Status) -> Option<(&'static str, &'static str)> {
+    let both = status.membership.data().minus(status.in_sync).is_empty();
+    match status.mode {
+        Mode::Healthy => Some((
+            "healthy",
+            "both replicas are in sync and the witness is there",
+        )),
+        Mode::Degraded if both => Some((
+            "degraded",
+            "both replicas are in sync, the witness cannot be reached",
+        )),
+        Mode::Degraded => Some(("degraded", "one replica alone holds the data")),
+        Mode::ReadOnlyLease => Some((
+            "read-only",
+            "not all that must hold the data can be reached, reads go on",
+        )),
+        Mode::Waiting(Waiting::Replicas) => Some((
+            "waiting",
+            "for two of the replicas and the witness to connect to",
+        )),
+        Mode::Waiting(Waiting::MoreMembers) => Some((
+            "waiting",
+            "for the replica without which writes would be lost",
+        )),
+        Mode::Waiting(Waiting::Quorum) => Some(("waiting", "for the replicas in sync")),
+        _ => None,
+    }
+}
+
+fn mode_words(mode: Mode) -> (&'static str, &'static str) {
     match mode {
         Mode::Healthy => ("healthy", "all replicas are in sync"),
         Mode::Degraded => ("degraded", "a majority of the replicas is in sync"),
@@ -198,11 +237,16 @@ fn counters(status: &Status) -> [(&'static str, &'static str, u64); 19] {
 }
 
 impl EngineHost {
-    fn member_report(&self, status: &MemberStatus) -> MemberReport {
+    fn member_report(&self, status: &MemberStatus, witness: MemberSet) -> MemberReport {
+        let is_witness = witness.contains(status.member);
         MemberReport {
             member: status.member.index(),
             address: self.address_text(status),
-            role: role(status.role).to_owned(),
+            role: if is_witness {
+                WITNESS.to_owned()
+            } else {
+                role(status.role).to_owned()
+            },
             link: link(status.link).to_owned(),
             refused: status.refused.map(|reason| refused(reason).to_owned()),
             tainted: status.tainted,
@@ -278,7 +322,7 @@ impl EngineHost {
     fn report(&self, io: &mut Io) -> EngineReport {
         let now = io.now();
         let status = self.parts.engine.status(now);
-        let (state, detail) = words(status.mode);
+        let (state, detail) = words(&status);
         let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
         let mut latencies = Vec::new();
         for (operation, stages) in operations(&status.latencies) {
@@ -315,7 +359,7 @@ impl EngineHost {
             members: status
                 .members
                 .iter()
-                .map(|m| self.member_report(m))
+                .map(|m| self.member_report(m, status.membership.witness))
                 .collect(),
             latencies,
             slowest: status.slowest.iter().map(|op| slow(op, now)).collect(),
@@ -349,7 +393,8 @@ impl EngineHost {
         let mut out = Snapshot::default();
         self.volume_metrics(&status, &mut out);
         for member in &status.members {
-            member_metrics(member, &mut out);
+            let is_witness = status.membership.witness.contains(member.member);
+            member_metrics(member, is_witness, &mut out);
         }
         let latency = "trilith_engine_request_latency_seconds";
         for (operation, stages) in operations(&status.latencies) {
@@ -369,7 +414,7 @@ impl EngineHost {
     }
 
     fn volume_metrics(&self, status: &Status, out: &mut Snapshot) {
-        let (state, _) = words(status.mode);
+        let (state, _) = words(status);
         for name in [
             "healthy",
             "degraded",
@@ -562,7 +607,8 @@ impl EngineHost {
     }
 }
 
-fn member_metrics(member: &MemberStatus, out: &mut Snapshot) {
+/// Of a witness there is only whether it is there: it holds no data, so it is in no sync and lacks none.
+fn member_metrics(member: &MemberStatus, is_witness: bool, out: &mut Snapshot) {
     let labels = || vec![("member", member.member.to_string())];
     for (name, help, value) in [
         (
@@ -570,6 +616,24 @@ fn member_metrics(member: &MemberStatus, out: &mut Snapshot) {
             "A session stands",
             u64::from(member.link == Link::Up),
         ),
+        (
+            "trilith_engine_member_witness",
+            "It votes and holds no data",
+            u64::from(is_witness),
+        ),
+    ] {
+        out.gauge(name, help, labels(), value);
+    }
+    out.histogram(
+        "trilith_engine_member_wire_seconds",
+        "There and back of heartbeats",
+        labels(),
+        samples(&member.wire_latency),
+    );
+    if is_witness {
+        return;
+    }
+    for (name, help, value) in [
         (
             "trilith_engine_member_in_sync",
             "It counts",
@@ -607,10 +671,4 @@ fn member_metrics(member: &MemberStatus, out: &mut Snapshot) {
         let name = "trilith_engine_member_latency_seconds";
         out.histogram(name, "Send to answer", labels, samples(histogram));
     }
-    out.histogram(
-        "trilith_engine_member_wire_seconds",
-        "There and back of heartbeats",
-        labels(),
-        samples(&member.wire_latency),
-    );
 }

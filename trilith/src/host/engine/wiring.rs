@@ -524,7 +524,7 @@ impl EngineHost {
         let mode = self.parts.engine.mode();
         if self.told_mode != Some(mode) {
             self.told_mode = Some(mode);
-            let (state, detail) = super::report::words(mode);
+            let (state, detail) = super::report::words(&self.parts.engine.status(io.now()));
             tracing::info!(state, "volume is {state}: {detail}");
             self.parts
                 .supervisor

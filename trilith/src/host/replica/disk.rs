@@ -62,7 +62,8 @@ impl What {
 #[derive(Debug)]
 pub(crate) struct StoreDisk {
     meta: FileId,
-    data: FileId,
+    /// `None` at a witness, whose store never asks for data.
+    data: Option<FileId>,
     /// Operations that found the loop's queue full, oldest first. The store limits its own.
     waiting: VecDeque<(DiskTag, DiskOp)>,
     /// Operations in flight; the loop's token of one is its index. At most what the loop takes.
@@ -72,8 +73,8 @@ pub(crate) struct StoreDisk {
 }
 
 impl StoreDisk {
-    /// A store on two files, or twice the same device.
-    pub(crate) fn new(meta: FileId, data: FileId) -> StoreDisk {
+    /// A store on two files, twice the same device, or on metadata alone.
+    pub(crate) fn new(meta: FileId, data: Option<FileId>) -> StoreDisk {
         StoreDisk {
             meta,
             data,
@@ -92,14 +93,16 @@ impl StoreDisk {
     fn file(&self, role: FileRole) -> FileId {
         match role {
             FileRole::Meta => self.meta,
-            FileRole::Data => self.data,
+            FileRole::Data => self
+                .data
+                .unwrap_or_else(|| unreachable!("a witness has no data")),
         }
     }
 
     /// Closes the files. What waits for a place is never started; what is in flight ends unheard.
     pub(crate) fn close(&mut self, io: &mut Io) {
         self.waiting.clear();
-        for file in [self.meta, self.data] {
+        for file in [Some(self.meta), self.data].into_iter().flatten() {
             io.close_file(file);
         }
     }
@@ -292,7 +295,7 @@ mod tests {
         (
             turns,
             Host {
-                disk: StoreDisk::new(file, file),
+                disk: StoreDisk::new(file, Some(file)),
                 completed: Vec::new(),
             },
         )

@@ -1,19 +1,26 @@
-//! The files of a store: two in a directory, or one block device.
+//! The files of a store: two in a directory, or one block device; a witness has one in a directory.
 
 use crate::host::replica::disk::StoreDisk;
-use crate::host::replica::format::{DATA, META};
+use crate::host::replica::format::{DATA, META, WITNESS};
 use anyhow::{Context, bail};
 use core::time::Duration;
 use std::path::Path;
 use trilith_runtime::{DataFile, FileKind, Io, OpenFile};
 
-/// Open files, with the lock of the data (K1).
+/// Open files, with the lock of the data (K1), or of the only file.
 #[derive(Debug)]
-pub(crate) struct StoreFiles {
-    /// Metadata; `None`: on the same device as the data.
-    pub(crate) meta: Option<DataFile>,
-    /// Data.
-    pub(crate) data: DataFile,
+pub(crate) enum StoreFiles {
+    /// A directory.
+    Directory {
+        /// Metadata.
+        meta: DataFile,
+        /// Data.
+        data: DataFile,
+    },
+    /// A block device has both.
+    Device(DataFile),
+    /// A witness has metadata alone.
+    Witness(DataFile),
 }
 
 fn open(path: &Path, write: bool, lock: Option<Duration>) -> anyhow::Result<DataFile> {
@@ -56,6 +63,11 @@ impl StoreFiles {
     /// # Errors
     /// When there is no store, or a replica runs on it.
     pub(crate) fn directory(dir: &Path, write: bool, wait: Duration) -> anyhow::Result<StoreFiles> {
+        if dir.join(WITNESS).exists() {
+            let meta = open(&dir.join(WITNESS), write, Some(wait))?;
+            is_file(&meta)?;
+            return Ok(StoreFiles::Witness(meta));
+        }
         if !dir.join(META).exists() {
             bail!(
                 "open store: expected {META} and {DATA} in {}, found none",
@@ -64,18 +76,9 @@ impl StoreFiles {
         }
         let data = open(&dir.join(DATA), write, Some(wait))?;
         let meta = open(&dir.join(META), write, None)?;
-        for file in [&data, &meta] {
-            if file.kind() != FileKind::Regular {
-                bail!(
-                    "open store: expected a file, found a device at {}",
-                    file.path().display()
-                );
-            }
-        }
-        Ok(StoreFiles {
-            meta: Some(meta),
-            data,
-        })
+        is_file(&data)?;
+        is_file(&meta)?;
+        Ok(StoreFiles::Directory { meta, data })
     }
 
     /// A block device.
@@ -90,12 +93,37 @@ impl StoreFiles {
                 path.display()
             );
         }
-        Ok(StoreFiles { meta: None, data })
+        Ok(StoreFiles::Device(data))
     }
 
     /// True for files, false for a device.
     pub(crate) fn is_regular(&self) -> bool {
-        self.meta.is_some()
+        !matches!(self, StoreFiles::Device(_))
+    }
+
+    /// True for those of a witness.
+    pub(crate) fn is_witness(&self) -> bool {
+        matches!(self, StoreFiles::Witness(_))
+    }
+
+    /// Where the metadata is.
+    pub(crate) fn meta(&self) -> &DataFile {
+        match self {
+            StoreFiles::Directory { meta: file, .. }
+            | StoreFiles::Device(file)
+            | StoreFiles::Witness(file) => file,
+        }
+    }
+
+    /// Where the data is.
+    ///
+    /// # Errors
+    /// A witness has none.
+    pub(crate) fn data(&self) -> anyhow::Result<&DataFile> {
+        match self {
+            StoreFiles::Directory { data: file, .. } | StoreFiles::Device(file) => Ok(file),
+            StoreFiles::Witness(_) => bail!("this is a witness: it holds no data"),
+        }
     }
 
     /// Gives the files to a loop.
@@ -103,11 +131,26 @@ impl StoreFiles {
     /// # Errors
     /// When the loop has no place for them.
     pub(crate) fn adopt(self, io: &mut Io) -> anyhow::Result<StoreDisk> {
-        let data = io.adopt(self.data).context("adopt data file")?;
-        let meta = match self.meta {
-            Some(meta) => io.adopt(meta).context("adopt metadata file")?,
-            None => data,
-        };
-        Ok(StoreDisk::new(meta, data))
+        let mut adopt = |file| io.adopt(file).context("adopt the file of a store");
+        Ok(match self {
+            StoreFiles::Directory { meta, data } => {
+                StoreDisk::new(adopt(meta)?, Some(adopt(data)?))
+            }
+            StoreFiles::Device(file) => {
+                let file = adopt(file)?;
+                StoreDisk::new(file, Some(file))
+            }
+            StoreFiles::Witness(meta) => StoreDisk::new(adopt(meta)?, None),
+        })
     }
+}
+
+fn is_file(file: &DataFile) -> anyhow::Result<()> {
+    if file.kind() != FileKind::Regular {
+        bail!(
+            "open store: expected a file, found a device at {}",
+            file.path().display()
+        );
+    }
+    Ok(())
 }

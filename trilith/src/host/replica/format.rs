@@ -17,8 +17,17 @@ use trilith_runtime::{
 pub(crate) const META: &str = "vol.meta";
 /// Name of the data file.
 pub(crate) const DATA: &str = "vol.data";
+/// Name of the only file of a witness, which holds no data (7.1). Another name, so that the file of a
+/// replica whose data is gone is not taken for it.
+pub(crate) const WITNESS: &str = "witness.meta";
 /// Name of the metadata file while the store is being made.
 const META_NEW: &str = "vol.meta.new";
+
+/// Replicas with data of a volume that has a witness.
+pub(crate) const WITNESS_REPLICAS: usize = 2;
+/// Why nobody takes the place of another one in such a volume.
+pub(crate) const NO_REPLACEMENT: &str = "in a volume with a witness neither a replica nor the \
+     witness can be replaced yet: make a new volume and copy what is left";
 
 /// What a new replica is.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +35,10 @@ pub(crate) struct New {
     pub(crate) volume: Uuid,
     pub(crate) replica: Uuid,
     pub(crate) member: usize,
+    /// Replicas that hold data, of a volume without a replacement under way.
     pub(crate) replicas: usize,
+    /// The volume has a witness besides, whose number is the one above theirs.
+    pub(crate) witness: bool,
     pub(crate) capacity: u64,
     /// It takes the place of a lost replica of a volume that exists.
     pub(crate) replacement: bool,
@@ -34,6 +46,13 @@ pub(crate) struct New {
     pub(crate) newcomer: Option<MemberSet>,
     /// Its blocks have checksums on the disk.
     pub(crate) checksums: bool,
+}
+
+impl New {
+    /// It is the witness itself.
+    pub(crate) fn is_witness(&self) -> bool {
+        self.witness && self.member == self.replicas
+    }
 }
 
 /// A loop to make a store with, which ends at a signal.
@@ -52,7 +71,7 @@ pub(crate) fn turns() -> anyhow::Result<Loop> {
 
 /// True when a complete store was made in the directory once.
 pub(crate) fn is_formatted(dir: &Path) -> bool {
-    dir.join(META).exists()
+    dir.join(META).exists() || dir.join(WITNESS).exists()
 }
 
 /// Makes a store in a directory. Crash argument: until the last step there is no `vol.meta`, so
@@ -68,7 +87,7 @@ pub(crate) fn directory(turns: &mut Loop, dir: &Path, new: &New) -> anyhow::Resu
         .with_context(|| format!("make directory {}", dir.display()))?;
     ensure!(
         !is_formatted(dir),
-        "expected no store in {}, found {META}",
+        "expected no store in {}, found one",
         dir.display()
     );
     let open = |name: &str| {
@@ -77,21 +96,28 @@ pub(crate) fn directory(turns: &mut Loop, dir: &Path, new: &New) -> anyhow::Resu
             ..OpenFile::existing(dir.join(name))
         })
     };
-    let data = open(DATA)?;
-    data.set_len(0)?;
-    data.set_len(new.capacity)?;
+    let params = params(new, false)?;
+    let data = if new.is_witness() {
+        None
+    } else {
+        let data = open(DATA)?;
+        data.set_len(0)?;
+        data.set_len(new.capacity)?;
+        data.sync()?;
+        Some(turns.io().adopt(data)?)
+    };
     let meta = open(META_NEW)?;
     meta.set_len(0)?;
-    let params = params(new, false)?;
     meta.set_len(params.layout().end(new.capacity))?;
     meta.allocate(0, params.layout().meta_bytes)?;
-    data.sync()?;
-    let (meta, data) = (turns.io().adopt(meta)?, turns.io().adopt(data)?);
+    let meta = turns.io().adopt(meta)?;
     let result = format(turns, &params, StoreDisk::new(meta, data));
-    turns.io().close_file(meta);
-    turns.io().close_file(data);
+    for file in [Some(meta), data].into_iter().flatten() {
+        turns.io().close_file(file);
+    }
     result?;
-    std::fs::rename(dir.join(META_NEW), dir.join(META)).context("name the new store")?;
+    let name = if new.is_witness() { WITNESS } else { META };
+    std::fs::rename(dir.join(META_NEW), dir.join(name)).context("name the new store")?;
     File::open(dir)
         .and_then(|dir| dir.sync_all())
         .context("make the new store durable")
@@ -106,6 +132,10 @@ pub(crate) fn device(turns: &mut Loop, path: &Path, new: &New) -> anyhow::Result
     if file.kind() != FileKind::Device {
         bail!("expected a directory or a block device, found a file");
     }
+    ensure!(
+        !new.is_witness(),
+        "expected a directory for a witness, found a block device: it holds no data"
+    );
     let params = params(new, true)?;
     let layout = params.layout();
     let wanted = layout.data_offset + new.capacity;
@@ -115,7 +145,7 @@ pub(crate) fn device(turns: &mut Loop, path: &Path, new: &New) -> anyhow::Result
         "expected a device of at least {wanted} bytes, found {found}"
     );
     let file = turns.io().adopt(file)?;
-    let result = format(turns, &params, StoreDisk::new(file, file));
+    let result = format(turns, &params, StoreDisk::new(file, Some(file)));
     turns.io().close_file(file);
     result
 }
@@ -130,36 +160,66 @@ impl Params {
 }
 
 fn params(new: &New, device: bool) -> anyhow::Result<Params> {
+    let voters = new.replicas + usize::from(new.witness);
     let member = MemberId::new(new.member)
-        .filter(|member| new.newcomer.is_some() || member.index() < new.replicas)
-        .with_context(|| {
-            format!(
-                "expected a member below {}, found {}",
-                new.replicas, new.member
-            )
-        })?;
+        .filter(|member| new.newcomer.is_some() || member.index() < voters)
+        .with_context(|| format!("expected a member below {voters}, found {}", new.member))?;
+    check_witness(new)?;
+    let data = MemberSet::first(new.replicas);
     Ok(Params(FormatParams {
         volume: new.volume,
         replica: new.replica,
         member,
-        voters: new
-            .newcomer
-            .unwrap_or_else(|| MemberSet::first(new.replicas)),
+        voters: new.newcomer.unwrap_or_else(|| MemberSet::first(voters)),
         newcomer: new.newcomer.is_some(),
-        witness: MemberSet::EMPTY,
+        witness: MemberSet::first(voters).minus(data),
         iss: if new.replacement || new.newcomer.is_some() {
             MemberSet::EMPTY
         } else {
-            MemberSet::first(new.replicas)
+            data
         },
         capacity: new.capacity,
-        geometry: Geometry::DEFAULT,
+        geometry: if new.is_witness() {
+            Geometry::WITNESS
+        } else {
+            Geometry::DEFAULT
+        },
         same_device: device,
         // What a device holds is not known; a new file reads zero.
         zero_data: device,
         volatile_cache: true,
         checksums: new.checksums,
     }))
+}
+
+/// W16: a witness belongs to two replicas, and none of the three is ever replaced: an empty one would
+/// not know who went on alone.
+fn check_witness(new: &New) -> anyhow::Result<()> {
+    if !new.witness {
+        return Ok(());
+    }
+    ensure!(
+        new.replicas == WITNESS_REPLICAS,
+        "expected {WITNESS_REPLICAS} replicas beside a witness, found {}",
+        new.replicas
+    );
+    ensure!(
+        !new.replacement && new.newcomer.is_none(),
+        "{NO_REPLACEMENT}"
+    );
+    Ok(())
+}
+
+/// No volume with a witness is made before the rules of 7.1 are proved.
+///
+/// # Errors
+/// Unless it was asked for all the same.
+pub(crate) fn check_proved(asked: bool) -> anyhow::Result<()> {
+    ensure!(
+        asked,
+        "make a volume with a witness: not proved yet, so none is made"
+    );
+    Ok(())
 }
 
 /// Runs the machine that formats.

@@ -88,7 +88,7 @@ pub(crate) fn open(io: &mut Io, place: Place<'_>) -> anyhow::Result<ReplicaHost>
         StoreFiles::directory(place.path, true, DATA_LOCK_WAIT_MAX)
     }
     .map_err(setup)?;
-    let regular = files.is_regular();
+    let (regular, witness) = (files.is_regular(), files.is_witness());
     let listener = process::listen(io, place.listen, false)?;
     let disk = files.adopt(io)?;
     tracing::info!(
@@ -97,6 +97,7 @@ pub(crate) fn open(io: &mut Io, place: Place<'_>) -> anyhow::Result<ReplicaHost>
         backend = place.backend.name(),
         window_dir = ?window_dir,
         carried = place.carried,
+        witness,
         "replica starts"
     );
     if window_dir.is_none() {
@@ -122,6 +123,7 @@ pub(crate) fn open(io: &mut Io, place: Place<'_>) -> anyhow::Result<ReplicaHost>
         supervisor: place.supervisor,
         path: place.path.to_owned(),
         regular,
+        witness,
         window_dir,
         expected: place.expected,
         carried: place.carried,

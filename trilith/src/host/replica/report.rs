@@ -233,6 +233,11 @@ impl ReplicaHost {
                 u64::from(status.role == Role::InSync),
             ),
             (
+                "trilith_replica_witness",
+                "It votes and holds no data",
+                u64::from(status.role == Role::Witness),
+            ),
+            (
                 "trilith_replica_need_bytes",
                 "Bytes that may differ",
                 status.need_bytes,

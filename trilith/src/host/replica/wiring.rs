@@ -37,6 +37,8 @@ pub(crate) struct Parts {
     pub(crate) supervisor: Supervisor,
     pub(crate) path: PathBuf,
     pub(crate) regular: bool,
+    /// Its files are those of a witness.
+    pub(crate) witness: bool,
     pub(crate) window_dir: Option<PathBuf>,
     pub(crate) expected: Expected,
     /// It runs in the process of an engine.
@@ -219,6 +221,21 @@ impl ReplicaHost {
             return Err(anyhow!(
                 "open {path}: expected replica {replica}, found {}",
                 facts.replica
+            ));
+        }
+        let says = |witness| {
+            if witness {
+                "a witness"
+            } else {
+                "a replica with data"
+            }
+        };
+        let (files, store) = (self.parts.witness, facts.is_witness());
+        if files != store {
+            return Err(anyhow!(
+                "open {path}: expected {} as its files are named, found {}",
+                says(files),
+                says(store)
             ));
         }
         Ok(())
