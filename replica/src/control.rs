@@ -73,6 +73,17 @@ fn copied(message: &Message<'_>) -> (Idx, u64) {
     }
 }
 
+/// 7.1: an in-sync or tracked set never has the witness in it. An engine that says so counts what
+/// nobody holds.
+fn names_witness_as_data(message: &Message<'_>, witness: MemberSet) -> bool {
+    let named = match *message {
+        Message::TermStart { iss, .. } => iss,
+        Message::SyncSet { iss, trk, .. } | Message::Told { iss, trk, .. } => iss.or(trk),
+        _ => MemberSet::EMPTY,
+    };
+    !named.and(witness).is_empty()
+}
+
 impl Replica {
     /// I3, the fence: only the engine that the promise went to, in its term, with no vote under
     /// way, may do anything here but campaign.
@@ -129,6 +140,10 @@ impl Replica {
             return self.nack(conn, reason, message.kind(), idx, tag, cx);
         }
         if self.facts().is_witness() && !crate::witness::is_answered(message.kind()) {
+            crate::streams::release(payload, cx);
+            return self.malformed(conn, cx);
+        }
+        if names_witness_as_data(message, self.facts().config.witness) {
             crate::streams::release(payload, cx);
             return self.malformed(conn, cx);
         }

@@ -305,7 +305,7 @@ impl Store {
                 self.add_journaled(MapId::NEED, &log);
             }
             Kind::Seal(_) => {
-                self.window_to_dirty(self.facts.members());
+                self.window_to_dirty(self.facts.config.data());
             }
         }
         if mutant::on(Mutant::TermStartUnflushed) && matches!(kind, Kind::TermStart(..)) {

@@ -115,7 +115,7 @@ impl Image {
             let mask = full_mask(self.facts.capacity, extent);
             self.maps[MapId::NEED.index()].set_mask(extent, mask);
             self.maps[MapId::ALLOCATED.index()].set_mask(extent, mask);
-            for peer in self.facts.members().without(me).iter() {
+            for peer in self.facts.config.data().without(me).iter() {
                 self.maps[MapId::dirty(peer).index()].set_mask(extent, mask);
             }
         }

@@ -369,7 +369,7 @@ fn begin(
         }
         None => start_afresh(&mut image, owner, words, at, data),
     };
-    let strangers = MemberSet::first(MEMBERS_MAX).minus(image.facts.members());
+    let strangers = MemberSet::first(MEMBERS_MAX).minus(image.facts.config.data());
     drop_maps(&mut maps, &mut window, strangers);
     let provisioned = if newly_tainted || !params.allocate {
         ChunkMap::new()

@@ -23,14 +23,14 @@ impl Store {
     pub fn reconfigure(&mut self, token: Token, config: Membership) -> Result<(), StoreError> {
         self.check_calls()?;
         if self.facts.config.generation < config.generation {
-            let fresh = config.members().minus(self.facts.members());
+            let fresh = config.data().minus(self.facts.config.data());
             if !fresh.is_empty() {
                 // A step was missed, so this replica is out of sync and nobody goes by its maps.
                 // There is room for those of one configuration only.
-                let old = self.facts.members().minus(config.members());
+                let old = self.facts.config.data().minus(config.data());
                 drop_maps(&mut self.maps, &mut self.window, old);
             }
-            self.coming = self.coming.or(config.members());
+            self.coming = self.coming.or(config.data());
             for member in fresh.without(self.me()).iter() {
                 let lacking = self.everything_here();
                 self.add_journaled(MapId::dirty(member), &lacking);

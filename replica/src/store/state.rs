@@ -539,14 +539,14 @@ impl Store {
         self.running.live()
     }
 
-    /// Those of `members` that have a dirty map here.
+    /// Those of `members` that have a dirty map here: never a witness (W1).
     pub(crate) fn peers(&self, members: MemberSet) -> MemberSet {
         members.and(self.known_members()).without(self.me())
     }
 
-    /// Members of the durable configuration and of the one that is on its way.
+    /// Who holds data by the durable configuration and by the one that is on its way.
     pub(crate) fn known_members(&self) -> MemberSet {
-        self.facts.members().or(self.coming)
+        self.facts.config.data().or(self.coming)
     }
 
     pub(crate) fn me(&self) -> MemberId {

@@ -718,3 +718,77 @@ fn a_witness_is_small() {
     assert!(rig.words_len() < 256, "{} words", rig.words_len());
     stop(rig);
 }
+
+/// An engine that counts the witness as a holder of data is not followed, by anyone.
+#[test]
+fn a_set_that_has_the_witness_in_it_ends_the_session() {
+    let told = Message::Told {
+        term: Term(1),
+        n: 2,
+        iss: MemberSet(0b110),
+        trk: MemberSet(0b110),
+        start: Idx(9),
+    };
+    let frames = [
+        term_start(2, 0, MemberSet(0b101), 0),
+        sync_set(1, 1, MemberSet(0b101), MemberSet(0b101)),
+        sync_set(1, 1, FIRST, MemberSet(0b101)),
+        told,
+    ];
+    for frame in frames {
+        let mut rig = Rig::beside_a_witness();
+        let (conn, _) = rig.login(E1);
+        rig.elect(conn, 1);
+        rig.begin(conn, 1, 0, BOTH);
+        if matches!(frame, Message::TermStart { .. }) {
+            rig.elect(conn, 2);
+        }
+        let answer = rig.ask(conn, &frame);
+        assert_eq!(refusal(&answer), Some(Reason::Malformed), "{frame:?}");
+        assert_eq!(epoch(&rig.state()), (1, 0, BOTH, BOTH));
+        rig.stop();
+    }
+}
+
+/// Nobody would ever copy to it.
+#[test]
+fn no_replica_keeps_a_dirty_map_of_the_witness() {
+    let mut rig = Rig::beside_a_witness();
+    let (conn, _) = rig.login(E1);
+    rig.elect(conn, 1);
+    rig.begin(conn, 1, 0, BOTH);
+    let skipped = trilith_wire::Append {
+        skip: MemberSet(0b110),
+        ..Rig::entry(1, 1, 2048, 1)
+    };
+    rig.write(conn, skipped, 1);
+    rig.run();
+    let dirty = |rig: &Rig| rig.replica.status(rig.now).dirty_bytes;
+    assert!(dirty(&rig)[1] > 0 && dirty(&rig)[2] == 0);
+    // What a power loss and a clean stop make of the activity log and the window.
+    rig.put(conn, 2, 0, 1);
+    rig.power_cut();
+    assert!(
+        dirty(&rig)[1] > 0 && dirty(&rig)[2] == 0,
+        "{:?}",
+        dirty(&rig)
+    );
+    let (conn, _) = rig.login(E1);
+    rig.elect(conn, 2);
+    rig.begin(conn, 2, 5, BOTH);
+    rig.write(conn, Rig::entry(2, 6, 0, 1), 6);
+    let (term, idx) = (Term(2), Idx(6));
+    rig.run();
+    rig.frames(conn);
+    let sealed = rig.ask(conn, &Message::Seal { term, idx });
+    assert_eq!(
+        sealed.last().unwrap().0,
+        Message::SealDone { term, sealed: true }
+    );
+    assert!(
+        dirty(&rig)[1] > 0 && dirty(&rig)[2] == 0,
+        "{:?}",
+        dirty(&rig)
+    );
+    rig.stop();
+}
