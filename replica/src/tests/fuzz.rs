@@ -3,8 +3,8 @@
 use super::rig::{E1, Rig};
 use std::vec;
 use std::vec::Vec;
-use trilith_block::{BlockRange, Blocks, Idx, Lba, MemberId, MemberSet, Term};
-use trilith_wire::{Append, EntryOp, MapKind, Message};
+use trilith_block::{BlockRange, Blocks, ConnId, Idx, Lba, MemberId, MemberSet, Term};
+use trilith_wire::{Append, EntryOp, MapKind, Message, ReplicaState};
 
 /// Reads numbers from fuzz input; zeroes at its end.
 struct Input<'a>(&'a [u8]);
@@ -134,9 +134,23 @@ fn message(input: &mut Input<'_>) -> (Message<'static>, usize) {
 /// any order, then raw bytes.
 pub(crate) fn fuzz_session(bytes: &[u8]) {
     let mut rig = Rig::new();
+    let conn = rig.active();
+    session(rig, conn, bytes);
+}
+
+/// The same for a witness; how many epochs it took.
+fn fuzz_witness(bytes: &[u8]) -> u64 {
+    let mut rig = Rig::witness();
+    let (conn, _) = rig.login(E1);
+    rig.elect(conn, 1);
+    session(rig, conn, bytes)
+}
+
+fn session(mut rig: Rig, mut conn: ConnId, bytes: &[u8]) -> u64 {
     let mut input = Input(bytes);
-    let mut conn = rig.active();
     let mut term = 1;
+    let witness = rig.state().config.witness == MemberSet(0b100) && rig.member() == 2;
+    let (mut newest, mut epochs) = (rig.state().se, 0);
     for _ in 0..64 {
         if input.0.is_empty() {
             break;
@@ -174,6 +188,10 @@ pub(crate) fn fuzz_session(bytes: &[u8]) {
             state.tidx <= state.upto && state.upto <= state.max_idx,
             "{state:?}"
         );
+        assert!(newest <= state.se, "{newest:?} and then {state:?}");
+        epochs += u64::from(newest < state.se);
+        newest = state.se;
+        assert!(!witness || is_like_a_witness(&state), "{state:?}");
         rig.frames(conn);
     }
     rig.push(conn, bytes);
@@ -184,13 +202,37 @@ pub(crate) fn fuzz_session(bytes: &[u8]) {
         "no device failed here: {:?}",
         rig.fatal
     );
+    assert!(!witness || rig.trace.iter().all(|op| !super::witness::is_of_data(op)));
     rig.stop();
+    epochs
+}
+
+/// W1: it claims no position, is never tainted, and no set has it.
+fn is_like_a_witness(state: &ReplicaState) -> bool {
+    let sets = state.iss.or(state.trk);
+    (state.w, state.max_idx) == (Idx(0), Idx(0))
+        && !state.flags.tainted
+        && !state.flags.need
+        && sets.and(state.config.witness).is_empty()
+        && !state.iss.is_empty()
+        && state.iss.minus(state.trk).is_empty()
 }
 
 #[test]
 fn random_sessions_never_break_the_replica() {
+    random_sessions(300, fuzz_session);
+}
+
+#[test]
+fn random_sessions_never_break_a_witness() {
+    let mut epochs = 0;
+    random_sessions(1000, |bytes| epochs += fuzz_witness(bytes));
+    assert!(epochs > 100, "{epochs} epochs");
+}
+
+fn random_sessions(count: u32, mut each: impl FnMut(&[u8])) {
     let mut seed = 0x1234_5678_9abc_def0u64;
-    for _ in 0..300 {
+    for _ in 0..count {
         let mut bytes: Vec<u8> = vec![0; 900];
         for byte in &mut bytes {
             seed ^= seed << 13;
@@ -198,7 +240,7 @@ fn random_sessions_never_break_the_replica() {
             seed ^= seed << 17;
             *byte = u8::try_from(seed >> 56).unwrap();
         }
-        fuzz_session(&bytes);
+        each(&bytes);
     }
 }
 

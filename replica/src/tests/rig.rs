@@ -203,6 +203,11 @@ impl Rig {
         }
     }
 
+    /// Its number.
+    pub(crate) fn member(&self) -> usize {
+        self.replica.facts().member.index()
+    }
+
     /// Words of window memory.
     pub(crate) fn words_len(&self) -> usize {
         self.words.as_ref().map_or(0, |w| w.0.borrow().len())

@@ -79,18 +79,25 @@ fn epoch(state: &ReplicaState) -> (u64, u32, MemberSet, MemberSet) {
     (state.se.term.0, state.se.n, state.iss, state.trk)
 }
 
-/// It ends, and has never asked for anything of a data file.
-fn stop(mut rig: Rig) {
-    let data = |op: &DiskOp| match op {
+/// An operation on the data file, which a witness does not have.
+pub(super) fn is_of_data(op: &DiskOp) -> bool {
+    match op {
         DiskOp::Read { role, .. }
         | DiskOp::Write { role, .. }
         | DiskOp::Flush { role }
         | DiskOp::Allocate { role, .. }
         | DiskOp::PunchHole { role, .. }
         | DiskOp::ZeroRange { role, .. } => *role == FileRole::Data,
-    };
+    }
+}
+
+/// It ends, and has never asked for anything of a data file.
+fn stop(mut rig: Rig) {
     let trace = core::mem::take(&mut rig.trace);
-    assert!(!trace.is_empty() && !trace.iter().any(data), "{trace:?}");
+    assert!(
+        !trace.is_empty() && !trace.iter().any(is_of_data),
+        "{trace:?}"
+    );
     rig.stop();
 }
 
