@@ -26,3 +26,5 @@ mod offline;
 mod replace;
 #[path = "suite/scrub.rs"]
 mod scrub;
+#[path = "suite/witness.rs"]
+mod witness;
