@@ -395,7 +395,7 @@ fn take_over(
     at: MapWords,
     data: &dyn Buffers,
 ) -> (Window, Maps) {
-    let maps = Maps::from_words(at, image.extents(), &*words);
+    let mut maps = Maps::from_words(at, image.extents(), &*words);
     let slots = image.superblock.geometry.window_slots;
     let mut window = Window::resume(words, header, slots, data);
     window.header.journal_id = image.superblock.journal_id;
@@ -415,6 +415,10 @@ fn take_over(
         window.header.se = facts.se;
         window.store_header(data);
     }
+    if header.se != facts.se && image.maps[MapId::NEED.index()].is_empty() {
+        // Killed between a record that took `need` away and doing so in memory (C33).
+        maps.clear(MapId::NEED, &mut *window.words);
+    }
     (window, maps)
 }
 
@@ -425,8 +429,8 @@ fn take_over(
 /// record is one of these.
 /// - SYNCSET of a set with this replica in it. All below it was accepted and flushed before the
 ///   record was written (a full barrier), so that upto was just below it, and it has no blocks.
-///   Of what follows the record only the slot is missing; `need` that is not dropped yet is a
-///   superset. When the replica joined over a gap the window goes, as it would have: the dirty maps
+///   Of what follows the record only the slot is missing, and `need` that a join is to drop: the
+///   caller drops it. When the replica joined over a gap the window goes, as it would have: the dirty maps
 ///   it took over were in words and journal before the record.
 /// - SYNCSET without it: W stays at or below upto, nothing is done.
 /// - TOLD: W is its start (C15), above all that was received before in this term. The window goes,

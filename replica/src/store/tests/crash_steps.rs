@@ -63,7 +63,10 @@ fn a_power_loss_at_any_step_of_a_term_start_leaves_the_old_or_the_new_epoch_whol
         }
         let resumed = open(world.disk.clone(), &world.words.deep_clone(), BOOT).unwrap();
         assert!(resumed.opened.resumed);
-        if resumed.store.facts().se.term == Term(3) {
+        let new = resumed.store.facts().se.term == Term(3);
+        let need = resumed.store.map(MapName::Need);
+        assert_eq!(need.mask(ExtentNo(2)) & 1, u64::from(!new), "C33");
+        if new {
             assert_eq!(resumed.store.upto(), Idx(50));
             assert_eq!(resumed.store.window_count(), 0);
         }
@@ -196,6 +199,8 @@ fn a_process_death_or_power_loss_at_any_step_of_a_join_over_a_gap_leaves_it_out_
                 seen[usize::from(joined)] += 1;
                 assert!(next.opened.resumed);
                 assert_eq!(next.store.facts().tainted, !joined);
+                let need = next.store.map(MapName::Need);
+                assert_eq!(need.is_empty(), joined, "a join leaves no need (C33)");
                 assert_eq!(next.store.upto(), Idx(if joined { idx } else { 2 }));
             }
             if world.inflight.is_empty() {
