@@ -81,15 +81,14 @@ impl Copies {
 
     /// C26: True when the canonical value of `block` may be taken from `member`: R3 could have
     /// chosen it as base, and of that block it is also the source, for it has accepted the highest
-    /// entry that any witness has, and begun no later one.
+    /// entry that any witness has. What it has begun above that, accepted nowhere, may be there as
+    /// it may be at any base (C32).
     pub(super) fn may_be_base_of(&self, member: MemberId, block: BlockRange) -> bool {
         let newest = self.newest(block);
         let prefix = self.prefixes[member.index()];
         // Of a void member only the durable prefix counts.
         let has = |n| self.witnesses.contains(member) && self.has_in_window(member, block, n);
-        self.candidates.contains(member)
-            && newest.is_none_or(|n| n <= prefix || has(n))
-            && self.begun_none_above(member, block, newest)
+        self.candidates.contains(member) && newest.is_none_or(|n| n <= prefix || has(n))
     }
 }
 

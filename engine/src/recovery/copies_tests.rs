@@ -25,9 +25,9 @@ fn only_who_could_be_base_and_lacks_nothing_may_take_its_place_for_a_block() {
             [true, true],
         ),
         (
-            "torn",
+            "torn, as a base may be (C32)",
             promise(1, (2, 1), &ALL, 9).entry(10, range(4, 1), SlotStatus::Submitted),
-            [true, false],
+            [true, true],
         ),
         (
             "an older epoch",
