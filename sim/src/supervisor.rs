@@ -483,7 +483,8 @@ impl Cluster {
         }
     }
 
-    /// The operator restarts the clients and accepts the loss.
+    /// The operator restarts the clients and accepts the loss. Not at an engine that another one was
+    /// told to take over from: it may serve for a lease yet, and no client may talk to it (M11, M12).
     pub fn accept_loss(&mut self, host: Host, life: u64) {
         let clock = self.clock(host);
         if self.hosts[host].paused {
@@ -497,7 +498,7 @@ impl Cluster {
             && node
                 .engine()
                 .is_some_and(|e| e.machine.mode() == Mode::Waiting(Waiting::LossAccepted));
-        if waiting {
+        if waiting && host == self.supervisor.active {
             self.restart_clients(host);
             self.leave_clients_behind(&mut node, clock);
             if let Some((engine, arena)) = node.engine_and_arena() {

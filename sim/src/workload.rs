@@ -618,8 +618,8 @@ impl Cluster {
         }
     }
 
-    /// I14: what a read brings is committed before its reply. Told only while nothing volatile has
-    /// been lost.
+    /// I14: what a read brings is committed before its reply. What was answered is: I4 saw to that
+    /// then, maybe in an earlier configuration (C20). Told only while nothing volatile has been lost.
     fn check_read(&mut self, number: u64, open: &Open) {
         let cuts = self.supervisor.counts.power_cuts > 0;
         let volatile_lost = self.config.loses_data() || cuts;
@@ -628,6 +628,9 @@ impl Cluster {
         }
         for (block, value) in self.history.whole_blocks_of(number) {
             let written = self.history.entries()[value as usize];
+            if written.responded.is_some() {
+                continue;
+            }
             let good = self.history.acceptable_since(block, written.invoked);
             let Some(good) = good else { continue };
             let holders = self.holders(block, false, &good);

@@ -68,6 +68,11 @@ const REGRESSIONS: &[u64] = &[
     40_000_000_043_365, // the room of a file was measured once only
     40_000_000_079_767, // a read that a write overtook was not held against its checksum
     40_000_000_028_199, // healing in place waited for a part that waited for a majority (C29)
+    60_000_000_002_022, // an in-sync replica kept `need` that its join had dropped (C33)
+    60_000_000_008_235, // the base's copy had rotted under a write that was on its way to all (C32)
+    60_000_000_013_284, // the checker wanted a discard of a hole in the activity log
+    60_000_000_027_195, // clients were sent to an engine that another one was to take over from
+    60_000_000_049_698, // a committed write was held against the next configuration
 ];
 
 fn passes(seed: u64) {

@@ -466,6 +466,12 @@ impl Store {
             })
     }
 
+    /// True when the window has the entry and it is a write: zeroes and discards bring no payload.
+    pub fn has_payload(&self, idx: Idx) -> bool {
+        let slot = self.window.slot(idx);
+        slot.is_some_and(|slot| slot.op == super::window::SlotOp::Write)
+    }
+
     /// True when the entry has been accepted here.
     pub fn is_accepted(&self, idx: Idx) -> bool {
         idx <= self.upto()

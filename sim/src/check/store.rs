@@ -198,8 +198,9 @@ impl Watch {
         // A clean stop empties the log when the window is in the dirty maps.
         let sealing = store.activity_log(ExtentNo(0)).next().is_none();
         for record in store.window_records(Idx(0)) {
-            // One that is submitted may still wait for its place in the log.
-            let written = record.status == SlotStatus::Accepted;
+            // One that is submitted may still wait for its place in the log. A discard or zeroes of a
+            // hole changed nothing and needs none (M20), whatever a copy puts there later.
+            let written = record.status == SlotStatus::Accepted && store.has_payload(record.idx);
             let extent = record.range.start.extent();
             let there = allocated.mask(extent) & record.range.chunk_mask() != 0;
             let logged = store.activity_log(extent).next() == Some(extent);
