@@ -16,6 +16,8 @@ pub struct Timing {
     pub lease_enabled: bool,
     /// Silence after which a heartbeat is sent.
     pub heartbeat: Duration,
+    /// The same once clients have asked for nothing for as long.
+    pub heartbeat_idle: Duration,
     /// Silence of a member with something unanswered after which its session is closed.
     pub session_silence_max: Duration,
     /// Dial and handshake together.
@@ -62,6 +64,7 @@ impl Default for Timing {
             lease: limits::LEASE,
             lease_enabled: true,
             heartbeat: limits::HEARTBEAT,
+            heartbeat_idle: limits::HEARTBEAT_IDLE,
             session_silence_max: limits::SESSION_SILENCE_MAX,
             handshake_max: limits::HANDSHAKE_MAX,
             redial_min: limits::REDIAL_MIN,

@@ -108,6 +108,8 @@ pub struct Engine {
     // Requests.
     pub(crate) capacity: u64,
     pub(crate) ops: Slab<Operation>,
+    /// When a client asked for something last.
+    pub(crate) requested_at: Monotonic,
     pub(crate) unchecked: Vec<u64>,
     pub(crate) inbox: VecDeque<u64>,
     pub(crate) parts: Slab<Part>,
@@ -223,6 +225,7 @@ impl Engine {
             rewrite: None,
             capacity: 0,
             ops: Slab::default(),
+            requested_at: Monotonic(0),
             unchecked: Vec::new(),
             inbox: VecDeque::new(),
             parts: Slab::default(),

@@ -2,6 +2,7 @@
 
 use crate::api::Mode;
 use crate::engine::{Cx, Engine};
+use core::time::Duration;
 use trilith_block::mutant::{self, Mutant};
 use trilith_block::{Idx, MemberId, Monotonic};
 use trilith_wire::Message;
@@ -50,18 +51,28 @@ impl Engine {
         }
     }
 
+    /// Silence after which a member is sent a heartbeat: longer while no client asks for anything.
+    fn heartbeat_every(&self) -> Duration {
+        let idle = self.cfg.timing.heartbeat_idle;
+        if self.ops.is_empty() && self.requested_at.after(idle) <= self.now {
+            idle
+        } else {
+            self.cfg.timing.heartbeat
+        }
+    }
+
     /// Heartbeats where nothing that grants a lease was sent for a while. Silent when entries flow
     /// and are answered.
     pub(crate) fn tend_heartbeats(&mut self, cx: &mut Cx<'_>) {
-        let every = self.cfg.timing.heartbeat;
+        let (every, again) = (self.heartbeat_every(), self.cfg.timing.heartbeat);
         for member in self.members.iter() {
             let peer = &self.peers[member.index()];
             if !peer.is_ours() {
                 continue;
             }
             let quiet = peer.granted_at.after(every) <= cx.now;
-            let unanswered = peer.asked_at.is_some_and(|at| at.after(every) <= cx.now)
-                && peer.heartbeat_at.after(every) <= cx.now;
+            let unanswered = peer.asked_at.is_some_and(|at| at.after(again) <= cx.now)
+                && peer.heartbeat_at.after(again) <= cx.now;
             if quiet || unanswered {
                 self.heartbeat(member, cx);
             }
@@ -69,13 +80,13 @@ impl Engine {
     }
 
     pub(crate) fn heartbeat_deadline(&self) -> Option<Monotonic> {
-        let every = self.cfg.timing.heartbeat;
+        let (every, again) = (self.heartbeat_every(), self.cfg.timing.heartbeat);
         let ours = self.peers.iter().filter(|p| p.is_ours());
         ours.map(|peer| {
             let quiet = peer.granted_at.after(every);
             let unanswered = peer
                 .asked_at
-                .map(|at| at.max(peer.heartbeat_at).after(every));
+                .map(|at| at.max(peer.heartbeat_at).after(again));
             unanswered.map_or(quiet, |at| at.min(quiet))
         })
         .min()

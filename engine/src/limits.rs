@@ -31,6 +31,9 @@ pub const LEASE: Duration = Duration::from_secs(3);
 pub const LEASE_MARGIN: Duration = Duration::from_millis(5);
 /// Time without a frame to a member after which a heartbeat goes to it.
 pub const HEARTBEAT: Duration = Duration::from_millis(500);
+/// The same when no client has asked for anything for this long: an idle volume costs half, and a
+/// lease is still granted anew three times in its span.
+pub const HEARTBEAT_IDLE: Duration = Duration::from_secs(1);
 /// Time without any frame from a member, with something unanswered, after which its session is
 /// closed.
 pub const SESSION_SILENCE_MAX: Duration = Duration::from_secs(2);

@@ -120,6 +120,7 @@ impl Engine {
         data: &mut dyn Buffers,
     ) -> Result<(), Request> {
         self.now = self.now.max(now);
+        self.requested_at = self.now;
         if self.ops.len() >= self.cfg.sizes.requests_max {
             return Err(request);
         }

@@ -320,7 +320,9 @@ impl Config {
         };
         let hosts = replicas + ENGINE_HOSTS;
         let quick = entropy.chance(1, 2);
-        let timing = draw_timing(entropy, quick);
+        let mut timing = draw_timing(entropy, quick);
+        let slower = if seed < IDLE_FROM { 1 } else { 2 };
+        timing.heartbeat_idle = timing.heartbeat * slower;
         let safety = if quick {
             entropy.range(2, 8)
         } else {
@@ -470,6 +472,8 @@ fn draw_extras(entropy: &mut Entropy, config: &mut Config, quick: bool) {
 
 /// From these seeds on some runs have clocks as wrong as the lease allows (5.5: 2 % between two hosts).
 const CLOCK_ENDS_FROM: u64 = 40_000_001_000_000;
+/// From this seed on heartbeats are half as frequent while no client asks for anything.
+const IDLE_FROM: u64 = 70_000_000_000_000;
 /// As wrong as that, in parts per million.
 const CLOCK_END: i64 = 9_900;
 

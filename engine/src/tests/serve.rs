@@ -243,15 +243,26 @@ fn without_a_lease_a_read_asks_a_majority() {
 }
 
 #[test]
-fn an_idle_volume_only_beats_its_heart() {
+fn an_idle_volume_only_beats_its_heart_and_half_as_often() {
     let mut w = World::new(3);
     w.wait_mode(Mode::Healthy);
     w.run(5_000);
-    let beats: u64 = w.fakes.iter().map(|f| f.heartbeats).sum();
+    let beats = |w: &World| w.fakes.iter().map(|f| f.heartbeats).sum::<u64>();
+    let before = beats(&w);
     w.run(10_000);
-    let more = w.fakes.iter().map(|f| f.heartbeats).sum::<u64>() - beats;
-    assert!((57..=63).contains(&more), "{more} heartbeats in 10 s");
+    let idle = beats(&w) - before;
+    assert!((27..=33).contains(&idle), "{idle} heartbeats in 10 s");
     assert_eq!(w.engine.mode(), Mode::Healthy);
+    let before = beats(&w);
+    for _ in 0..25 {
+        w.run(400);
+        // From the lease: no question to a majority first.
+        let asked = beats(&w);
+        assert_eq!(w.bytes(0, 4096), vec![0; 4096]);
+        assert!(beats(&w) <= asked + 3);
+    }
+    let busy = beats(&w) - before;
+    assert!((57..=78).contains(&busy), "{busy} heartbeats in 10 s");
     w.stop();
 }
 
