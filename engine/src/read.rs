@@ -333,7 +333,9 @@ impl Engine {
         let FlightOwner::Read { read: key } = flight.owner else {
             return data.alloc(len).map(Some).ok_or(());
         };
-        let Some(read) = self.reads.get_mut(key) else {
+        // Once one has answered, nothing more may land in what it brought: it may have been zeroes,
+        // which no session received (seed 60000000109905).
+        let Some(read) = self.reads.get_mut(key).filter(|r| r.stage == Stage::Asked) else {
             return Ok(None);
         };
         if let (false, Some(dest)) = (read.claimed, read.dest) {

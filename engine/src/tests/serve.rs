@@ -5,7 +5,7 @@ use crate::{ExitReason, Mode};
 use std::vec;
 use std::vec::Vec;
 use trilith_block::request::status_flags;
-use trilith_block::{ByteRange, ErrorKind, Op, RequestFlags};
+use trilith_block::{BlockRange, Blocks, ByteRange, ErrorKind, Lba, Monotonic, Op, RequestFlags};
 
 #[test]
 fn a_healthy_volume_writes_to_all_reads_and_flushes() {
@@ -159,6 +159,27 @@ fn eight_small_writes_of_one_block_share_one_read() {
     assert_eq!(w.fakes.iter().map(|f| f.reads).sum::<u64>(), reads + 1);
     let expect: Vec<u8> = (0..8u8).flat_map(|i| [i; 512]).collect();
     assert_eq!(w.bytes(0, 4096), expect);
+    w.stop();
+}
+
+/// The first answer says zero and waits for a majority; the second one's bytes must not come into
+/// what the client is given (seed 60000000109905).
+#[test]
+fn the_late_half_of_a_hedge_lands_nowhere() {
+    let mut w = World::with(3, |cfg| cfg.timing.lease_enabled = false);
+    w.wait_mode(Mode::Healthy);
+    // A hedge comes as soon as it may from now on.
+    w.bytes(0, 4096);
+    w.run(2_000);
+    // Only to tell where bytes come from.
+    let range = BlockRange::new(Lba(0), Blocks(1));
+    w.fakes[1].store(range, Some(&[7; 4096]));
+    (w.delay[0], w.delay[1], w.delay[2]) = (20 * MS, 30 * MS, 60 * MS);
+    w.late[1] = 1000 * MS;
+    let tag = w.read(0, 4096);
+    assert_eq!(w.answer(tag), Ok(vec![0; 4096]));
+    assert!(w.engine.status(Monotonic(w.now)).counters.hedges > 0);
+    w.run(2_000);
     w.stop();
 }
 

@@ -40,6 +40,9 @@ pub(crate) struct World {
     pub(crate) cut: MemberSet,
     /// One-way delay of each member's link, in nanoseconds.
     pub(crate) delay: [u64; 7],
+    /// How much later the second half of a payload comes from each member.
+    pub(crate) late: [u64; 7],
+    busy_until: [u64; 7],
     pub(crate) answers: BTreeMap<u64, Answer>,
     pub(crate) modes: Vec<Mode>,
     pub(crate) scrubs: Vec<ScrubNews>,
@@ -80,6 +83,8 @@ impl World {
             next_tag: 1,
             cut: MemberSet::EMPTY,
             delay: [MS / 10; 7],
+            late: [0; 7],
+            busy_until: [0; 7],
             answers: BTreeMap::new(),
             modes: Vec::new(),
             scrubs: Vec::new(),
@@ -205,6 +210,11 @@ impl World {
                 Want::Pause => return,
             };
             if bytes.len() < len {
+                // As a driver does: what has come of a payload lies where it is to lie.
+                if let Want::Payload(slice) = want {
+                    let part = bytes.make_contiguous();
+                    self.arena.bytes_mut(slice)[..part.len()].copy_from_slice(part);
+                }
                 return;
             }
             let taken: Vec<u8> = bytes.drain(..len).collect();
@@ -275,8 +285,21 @@ impl World {
         act(&mut self.fakes[at], &mut out);
         let (frames, close) = (out.frames, out.close);
         let delay = self.delay[at];
-        for frame in frames {
-            self.at(delay, Ev::ToEngine(conn, frame));
+        let late = self.late[at];
+        for (head, mut payload) in frames {
+            // What comes after the second half of a payload comes no sooner.
+            let first = (self.now + delay).max(self.busy_until[at]) - self.now;
+            let half = if late > 0 {
+                payload.len() / 2
+            } else {
+                payload.len()
+            };
+            let rest = payload.split_off(half);
+            self.at(first, Ev::ToEngine(conn, (head, payload)));
+            if !rest.is_empty() {
+                self.busy_until[at] = self.now + first + late;
+                self.at(first + late, Ev::ToEngine(conn, (Vec::new(), rest)));
+            }
         }
         if close {
             self.at(delay, Ev::Closed(conn));
