@@ -12,7 +12,7 @@ use trilith_e2e::{Cluster, Options, Random, pause, wait_until};
 
 const BLOCK_BYTES: u64 = BLOCK as u64;
 
-fn fio_verify(cluster: &Cluster, seconds: u32) -> Result<Child> {
+pub(crate) fn fio_verify(cluster: &Cluster, seconds: u32) -> Result<Child> {
     Command::new("fio")
         .args([
             "--name=verify",
@@ -79,7 +79,7 @@ fn replicas_die_and_freeze_under_fio(options: Options) -> Result<()> {
 }
 
 /// Writes until the connection dies or `count` writes are done; all answers are recorded.
-fn write_some(
+pub(crate) fn write_some(
     client: &mut Client,
     history: &mut History,
     random: &mut Random,
@@ -140,7 +140,7 @@ fn receive(
     Ok(())
 }
 
-fn check_all(cluster: &Cluster, history: &mut History, after_loss: bool) -> Result<()> {
+pub(crate) fn check_all(cluster: &Cluster, history: &mut History, after_loss: bool) -> Result<()> {
     let mut client = cluster.client()?;
     for block in history.blocks() {
         let bytes = client.read(block * BLOCK_BYTES, u32::try_from(BLOCK)?)?;
@@ -185,7 +185,7 @@ pub(crate) fn engine_is_killed_under_load(cluster: &Cluster) -> Result<()> {
 }
 
 /// Kills everything and forgets what lives in tmpfs, as a power cut does.
-fn power_cut(cluster: &mut Cluster) -> Result<()> {
+pub(crate) fn power_cut(cluster: &mut Cluster) -> Result<()> {
     cluster.kill_all()?;
     let windows = cluster.windows();
     let mut removed = 0;

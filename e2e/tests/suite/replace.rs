@@ -95,7 +95,7 @@ fn content(cluster: &Cluster, dir: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn ensure_equal(cluster: &Cluster, dirs: &[PathBuf]) -> Result<()> {
+pub(crate) fn ensure_equal(cluster: &Cluster, dirs: &[PathBuf]) -> Result<()> {
     let first = content(cluster, &dirs[0])?;
     for dir in &dirs[1..] {
         let same = content(cluster, dir)? == first;
