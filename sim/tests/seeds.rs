@@ -72,6 +72,7 @@ const REGRESSIONS: &[u64] = &[
     60_000_000_008_235, // the base's copy had rotted under a write that was on its way to all (C32)
     60_000_000_013_284, // the checker wanted a discard of a hole in the activity log
     60_000_000_027_195, // clients were sent to an engine that another one was to take over from
+    60_000_000_103_667, // the same
     60_000_000_109_905, // bytes of a hedge came into the answer of the first
     60_000_000_049_698, // a committed write was held against the next configuration
 ];
