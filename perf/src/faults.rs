@@ -60,13 +60,14 @@ fn fill(cluster: &Cluster, mib: u64) -> Result<()> {
     targets::fill(&Place::Nbd(cluster.uri()), mib)
 }
 
-fn client(cluster: &Cluster, args: &FaultsArgs) -> Result<Figures> {
+/// Random writes over the first `mib`.
+fn client(cluster: &Cluster, args: &FaultsArgs, mib: u64) -> Result<Figures> {
     let client = Client {
         uri: cluster.uri(),
         jobs: 1,
         depth: DEPTH,
     };
-    fio::run_many(&[client], args.seconds, args.size_mib)
+    fio::run_many(&[client], args.seconds, mib)
 }
 
 fn row(label: &str, figures: &Figures) {
@@ -117,11 +118,11 @@ fn delay(args: &FaultsArgs) -> Result<()> {
     for round in 0..args.rounds {
         *wait.lock().unwrap_or_else(PoisonError::into_inner) = Duration::ZERO;
         pause(Duration::from_secs(1));
-        let figures = client(&cluster, args)?;
+        let figures = client(&cluster, args, args.size_mib)?;
         row(&format!("{round}: replica as near as the others"), &figures);
         before.push(figures.p99_us);
         *wait.lock().unwrap_or_else(PoisonError::into_inner) = Duration::from_millis(args.delay_ms);
-        let figures = client(&cluster, args)?;
+        let figures = client(&cluster, args, args.size_mib)?;
         row(&format!("{round}: {} ms away", args.delay_ms), &figures);
         during.push(figures.p99_us);
     }
@@ -221,29 +222,32 @@ fn disk_copies(cluster: &Cluster, mib: u64) -> Result<f64> {
 }
 
 /// Replica 2 is stopped, the first half of the volume is written, and it goes on. Returns MiB/s of the
-/// rebuild, and what a client had meanwhile, if there was one.
+/// rebuild. With `busy` a client writes in that half, and what it had before the replica went on, and
+/// after, is returned as well.
 fn rebuild_once(
     cluster: &Cluster,
     args: &FaultsArgs,
     busy: bool,
-) -> Result<(f64, Option<Figures>)> {
+) -> Result<(f64, Option<[Figures; 2]>)> {
     let replica = cluster.replica(2)?;
     let dirty_mib = args.size_mib / 2;
     signal(replica, Signal::STOP)?;
     let filled = fill(cluster, dirty_mib);
+    let calm = busy.then(|| client(cluster, args, dirty_mib)).transpose();
     signal(replica, Signal::CONT)?;
     filled?;
+    let calm = calm?;
     let begun = clock();
     ensure!(
         cluster.state() != "healthy",
         "replica 2 was not missed: nothing is to be rebuilt"
     );
     std::thread::scope(|scope| {
-        let during = busy.then(|| scope.spawn(|| client(cluster, args)));
+        let during = busy.then(|| scope.spawn(|| client(cluster, args, dirty_mib)));
         cluster.wait_state("healthy")?;
         let rate = dirty_mib as f64 / begun.elapsed().as_secs_f64();
-        let figures = during.and_then(|thread| thread.join().ok()).transpose()?;
-        Ok((rate, figures))
+        let during = during.and_then(|thread| thread.join().ok()).transpose()?;
+        Ok((rate, calm.zip(during).map(|(calm, during)| [calm, during])))
     })
 }
 
@@ -257,18 +261,21 @@ fn rebuild(args: &FaultsArgs) -> Result<()> {
          the disk copies",
         rate / disk
     ));
-    let before = client(&cluster, args)?;
-    let (busy_rate, during) = rebuild_once(&cluster, args, true)?;
+    let before = client(&cluster, args, dirty_mib)?;
+    let (busy_rate, figures) = rebuild_once(&cluster, args, true)?;
     head();
     row("before", &before);
-    if let Some(during) = during {
+    if let Some([calm, during]) = figures {
+        row("one replica away", &calm);
         row(
             "during the rebuild (and after, if that was shorter)",
             &during,
         );
         say(&format!(
-            "rebuild beside the client: {busy_rate:.0} MiB/s; p99 of the client {:.1} times what it was",
-            during.p99_us / before.p99_us.max(1.0)
+            "rebuild beside the client: {busy_rate:.0} MiB/s; p99 of the client {:.1} times what it was, {:.1} \
+             times what it was with one replica away",
+            during.p99_us / before.p99_us.max(1.0),
+            during.p99_us / calm.p99_us.max(1.0)
         ));
     }
     Ok(())
