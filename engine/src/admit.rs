@@ -514,6 +514,9 @@ impl Engine {
                 Idx(0)
             }
         };
+        if let Some(live) = &self.sync.live {
+            return self.reached_by_all(live, position);
+        }
         if mutant::on(Mutant::FlushByFewer) {
             let far = |one| move |m| if m == one { Idx(u64::MAX) } else { position(m) };
             let counted = self.sync.counted.iter();

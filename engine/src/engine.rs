@@ -318,6 +318,7 @@ impl Engine {
         }
         self.deferring = cx.now < self.defer_until;
         let moved = self.advance(cx);
+        self.tend_epochs(cx);
         self.tend_mode(cx);
         self.tend_members(cx);
         self.tend_change(cx);
@@ -327,6 +328,7 @@ impl Engine {
         self.issue_flushes(cx);
         let moved = self.advance(cx) || moved;
         self.check_flushes(cx);
+        self.note_flush_wants(cx.now);
         self.admit_reads(cx);
         self.tend_reads(moved, cx);
         self.tend_hedges(cx);

@@ -60,7 +60,7 @@ impl Engine {
         let roomy = self
             .members_where(|p| taken < p.free_extents)
             .and(self.sync.counted);
-        if self.membership.is_majority(roomy) {
+        if self.data_decides(roomy) {
             return Some(true);
         }
         if self.no_room == Some(extent) {

@@ -25,6 +25,7 @@ mod campaign;
 pub mod config;
 mod control;
 mod engine;
+mod epochs;
 mod extents;
 mod heal;
 mod lease;
@@ -52,6 +53,7 @@ mod stop;
 mod stream;
 mod survey;
 mod syncset;
+mod witness;
 
 #[cfg(test)]
 mod tests;

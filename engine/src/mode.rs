@@ -26,7 +26,10 @@ impl Engine {
     }
 
     pub(crate) fn has_quorum(&self) -> bool {
-        self.membership.is_majority(self.counted_here())
+        let here = self.counted_here();
+        self.data_decides(here)
+            && (self.sync.live.is_none()
+                || (self.membership).is_majority(self.members_where(Peer::is_ours)))
     }
 
     fn mode_now(&self, now: Monotonic) -> Mode {
@@ -43,7 +46,10 @@ impl Engine {
             return Mode::Waiting(self.campaign_waits());
         }
         if self.opened && self.has_quorum() {
-            let missing = self.membership.electors().minus(self.counted_here());
+            let witness = self.membership.witness;
+            let witness = witness.and(self.members_where(Peer::is_ours));
+            let well = self.counted_here().or(witness);
+            let missing = self.membership.electors().minus(well);
             return if missing.is_empty() {
                 Mode::Healthy
             } else {
@@ -86,7 +92,8 @@ impl Engine {
         let stuck = self.open
             && !(self.opened && self.has_quorum())
             && self.membership.is_majority(promisers)
-            && !self.heals_in_place();
+            && !self.heals_in_place()
+            && !self.shrinks_soon();
         if !stuck {
             self.ineligible_since = None;
             return;

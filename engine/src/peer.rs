@@ -154,6 +154,10 @@ pub(crate) struct Peer {
     pub(crate) flushed: Idx,
     /// Highest epoch number of this term that is durable there.
     pub(crate) epoch_done: Option<u32>,
+    /// A witness: the newest epoch of this term that it was sent on this session (W4).
+    pub(crate) epoch_sent: Option<u32>,
+    /// With a witness: the flush that waits for this member only, and since when (W7).
+    pub(crate) flush_wanting: Option<(Idx, Monotonic)>,
     pub(crate) free_extents: u64,
     pub(crate) credit_entries: u64,
     pub(crate) credit_bytes: u64,
@@ -221,6 +225,8 @@ impl Peer {
             w: Idx(0),
             flushed: Idx(0),
             epoch_done: None,
+            epoch_sent: None,
+            flush_wanting: None,
             free_extents: 0,
             credit_entries: 0,
             credit_bytes: 0,
@@ -273,6 +279,8 @@ impl Peer {
         self.upto = Idx(0);
         self.flushed = Idx(0);
         self.epoch_done = None;
+        self.epoch_sent = None;
+        self.flush_wanting = None;
         self.in_flight_entries = 0;
         self.in_flight_bytes = 0;
         self.lag_entries = 0;

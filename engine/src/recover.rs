@@ -326,6 +326,7 @@ impl Engine {
                 dirty.clone()
             };
         }
+        self.open_epochs(outcome.iss);
         self.mode_dirty = true;
         self.inherit_change();
         self.recount_returned(outcome.counted, cx);
@@ -368,7 +369,7 @@ impl Engine {
 
     /// R8, R9: once a majority holds the term start, its limbo is agreed on.
     pub(crate) fn try_opened(&mut self, cx: &mut Cx<'_>) {
-        if self.opened || !self.open || !self.membership.is_majority(self.sync.counted) {
+        if self.opened || !self.open || !self.may_open() {
             return;
         }
         self.opened = true;
@@ -389,7 +390,10 @@ impl Engine {
             self.recovery_event(RecoveryEvent::TermStartDone(member), cx);
         } else if self.open && start == self.stream.start {
             let peer = &mut self.peers[member.index()];
-            if peer.standing == Standing::InSync && !peer.fed {
+            if peer.standing == Standing::Witness {
+                self.loss_durable(member, self.loss);
+                self.witness_holds(member, 0);
+            } else if peer.standing == Standing::InSync && !peer.fed {
                 peer.cursor = start.next();
                 peer.fed = true;
                 self.loss_durable(member, self.loss);

@@ -35,7 +35,9 @@ impl Engine {
             && self.limbo.is_empty()
             && self.rebuilds.iter().all(Option::is_none)
             && self.change_status().is_none()
-            && self.membership.electors().minus(members).is_empty()
+            && (self.membership.electors().and(self.membership.data()))
+                .minus(members)
+                .is_empty()
             && members.iter().all(able);
         whole.then_some(Compared {
             members,

@@ -304,7 +304,7 @@ impl Engine {
         let peer = &self.peers[member.index()];
         let running = self.rebuilds[member.index()].as_ref().map(|r| &r.rebuild);
         let role = match peer.standing {
-            Standing::Unknown => Role::Unknown,
+            Standing::Unknown | Standing::Witness => Role::Unknown,
             Standing::InSync if self.sync.counted.contains(member) => Role::InSync,
             Standing::InSync | Standing::Joining { .. } => Role::Uncounted,
             Standing::Out { .. } => Role::Absent,

@@ -86,10 +86,33 @@ impl Engine {
             peer.sealed.is_some() || !peer.is_ours()
         };
         if asked.iter().all(answered) {
+            if self.seal_witness(stop, asked, cx) {
+                return;
+            }
             let sealed = self.members_where(|p| p.sealed == Some(true));
             let all = self.membership.electors().minus(sealed).is_empty();
             self.end_stop(&stop, all, cx);
         }
+    }
+
+    /// W13: the witness is sealed after all of the in-sync set. True when it was asked just now.
+    fn seal_witness(&mut self, stop: Stop, asked: MemberSet, cx: &mut Cx<'_>) -> bool {
+        let sealed = self.members_where(|p| p.sealed == Some(true));
+        let data_sealed = self.sync.iss.minus(sealed).is_empty();
+        let witness = self.membership.witness.minus(asked);
+        if witness.is_empty() || !data_sealed || !self.witness_here() {
+            return false;
+        }
+        self.stop = Some(Stop {
+            asked: Some(asked.or(witness)),
+            ..stop
+        });
+        let (term, idx) = (self.term, self.last_idx());
+        for member in witness.iter() {
+            self.peers[member.index()].sealed = None;
+            self.control(member, Message::Seal { term, idx }, cx);
+        }
+        true
     }
 
     fn stop_drained(&mut self, stop: Stop, cx: &mut Cx<'_>) {

@@ -49,6 +49,8 @@ pub(crate) struct Entry {
     room: bool,
     pub(crate) timing: PartTiming,
     committed_at: Monotonic,
+    /// With a witness: since when one member of the live in-sync sets is all that it wants (W7).
+    pub(crate) wanting_since: Option<Monotonic>,
 }
 
 /// When an entry got where.
@@ -184,6 +186,7 @@ impl Engine {
                 answers: Answers::default(),
             },
             committed_at: Monotonic(0),
+            wanting_since: None,
         });
         self.stream.next = idx.next();
         for member in self.sync.trk.iter() {
@@ -196,7 +199,7 @@ impl Engine {
     /// ones that lack one of its chunks anyway. Marks the chunks as lacking there (4.1 step 2).
     fn route(&mut self, range: BlockRange) -> MemberSet {
         let mut skip = MemberSet::EMPTY;
-        for member in self.members.iter() {
+        for member in self.members.minus(self.membership.witness).iter() {
             let full = if !self.sync.trk.contains(member) {
                 false
             } else {
@@ -374,7 +377,7 @@ impl Engine {
 
     /// A member has accepted an entry.
     fn mark(&mut self, idx: Idx, member: MemberId, cx: &mut Cx<'_>) {
-        let trk = self.sync.trk;
+        let (trk, live) = (self.sync.trk, self.sync.live);
         let Some(entry) = self.stream.get_mut(idx) else {
             return;
         };
@@ -385,6 +388,9 @@ impl Engine {
         if !entry.committed {
             let after = cx.now.since(entry.timing.issued_at);
             entry.timing.answers.note(member.index(), after);
+            if live.is_some_and(|l| l.needed().minus(entry.acks).count() == 1) {
+                entry.wanting_since = entry.wanting_since.or(Some(cx.now));
+            }
         }
         let bytes = match entry.data {
             Some(data) if !entry.skip.contains(member) => u64::from(data.len),
@@ -413,10 +419,11 @@ impl Engine {
         }
     }
 
-    /// The commit rule (4.1 step 5): a majority of counted members accepted it, and no older
+    /// The commit rule (4.1 step 5, W3): a majority of counted members accepted it, and no older
     /// leader's lease can still run (5.5).
     fn try_commit(&mut self, idx: Idx, cx: &mut Cx<'_>) {
         let (mut counted, trk, membership) = (self.sync.counted, self.sync.trk, self.membership);
+        let live = self.sync.live;
         if mutant::on(Mutant::UncountedAck) {
             counted = trk;
         }
@@ -425,9 +432,12 @@ impl Engine {
             return;
         };
         let acks = entry.acks.and(counted);
-        let decided = membership.is_majority(acks)
-            || (mutant::on(Mutant::AckBeforeMajority)
-                && trk.iter().any(|m| membership.is_majority(acks.with(m))));
+        let decides = |acks: MemberSet| match &live {
+            Some(live) => live.commits(acks),
+            None => membership.is_majority(acks),
+        };
+        let decided = decides(acks)
+            || (mutant::on(Mutant::AckBeforeMajority) && trk.iter().any(|m| decides(acks.with(m))));
         if entry.committed || !decided {
             return;
         }

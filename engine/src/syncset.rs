@@ -2,6 +2,7 @@
 //! member.
 
 use crate::engine::{Cx, Engine};
+use crate::epochs::LiveEpochs;
 use crate::peer::Peer;
 use crate::stream::EntryKind;
 use trilith_block::mark::{self, Mark};
@@ -24,6 +25,8 @@ pub(crate) enum Standing {
     Telling { since: u32, start: Idx, n: u32 },
     /// In trk since `c0`; copies run.
     Tracked { since: u32, c0: Idx },
+    /// It votes and holds no data (7.1).
+    Witness,
 }
 
 /// The current sync epoch.
@@ -35,6 +38,8 @@ pub(crate) struct SyncState {
     /// Members of iss whose ack of the term start or of their join has come and that are neither
     /// tainted nor broken.
     pub(crate) counted: MemberSet,
+    /// With a witness: which in-sync sets a commit asks for (W3).
+    pub(crate) live: Option<LiveEpochs>,
 }
 
 impl SyncState {
@@ -44,6 +49,7 @@ impl SyncState {
             iss,
             trk: iss,
             counted: counted.and(iss),
+            live: None,
         };
     }
 }
@@ -59,12 +65,17 @@ impl Engine {
         cx: &mut Cx<'_>,
     ) -> Idx {
         debug_assert!(
-            self.membership.is_majority(iss) || iss == self.sync.iss,
+            self.membership.is_majority(iss)
+                || iss == self.sync.iss
+                || (self.sync.live.is_some() && !iss.is_empty()),
             "I16: {iss:?}"
         );
         self.sync.n += 1;
         self.sync.iss = iss;
         self.sync.trk = targets;
+        if let Some(live) = self.sync.live.as_mut() {
+            live.issued(self.sync.n, iss);
+        }
         let nothing = BlockRange::new(Lba(0), Blocks(0));
         let kind = EntryKind::SyncSet {
             n: self.sync.n,
@@ -88,12 +99,19 @@ impl Engine {
         let any = mutant::on(Mutant::D1ByOlderEpoch);
         let durable = |p: &Peer| p.epoch_done.is_some_and(|n| since <= n || any);
         let holders = self.members_where(durable).and(self.sync.counted);
+        if self.sync.live.is_some() {
+            // W8: what the member itself says takes the place of the second of three.
+            return self.sync.iss.minus(holders).is_empty();
+        }
         self.membership.is_majority(holders)
     }
 
     /// Enough must remain in sync, and enough of those must be reachable that the SYNCSET can become
     /// durable and the volume goes on.
     fn may_be_demoted(&self, member: MemberId) -> bool {
+        if self.sync.live.is_some() {
+            return self.rest_goes_on(member);
+        }
         let here = self.counted_here().without(member);
         self.open
             && self.opened
@@ -226,6 +244,9 @@ impl Engine {
         if !self.open || idx >= self.stream.next || n > self.sync.n {
             return;
         }
+        if self.peers[member.index()].standing == Standing::Witness {
+            return self.witness_holds(member, n);
+        }
         let peer = &mut self.peers[member.index()];
         if !peer.promised || !peer.fed {
             return;
@@ -245,16 +266,23 @@ impl Engine {
             | Standing::Unknown
             | Standing::Out { .. }
             | Standing::Telling { .. }
-            | Standing::Tracked { .. } => {}
+            | Standing::Tracked { .. }
+            | Standing::Witness => {}
         }
     }
 
     /// TOLDDONE.
     pub(crate) fn told_done(&mut self, member: MemberId, cx: &mut Cx<'_>) {
-        let Standing::Telling { since, start, .. } = self.peers[member.index()].standing else {
+        let Standing::Telling { since, start, n } = self.peers[member.index()].standing else {
             return;
         };
+        let has_witness = self.sync.live.is_some();
         let peer = &mut self.peers[member.index()];
+        if has_witness {
+            // W2: a record made by TOLD counts for the majority.
+            peer.epoch_done = peer.epoch_done.max(Some(n));
+            self.again = true;
+        }
         peer.standing = Standing::Tracked { since, c0: start };
         peer.synced = true;
         self.start_rebuild(member, cx);
@@ -363,7 +391,7 @@ impl Engine {
         for member in self.members.iter() {
             self.tell_loss(member, cx);
             match self.peers[member.index()].standing {
-                Standing::Unknown => {}
+                Standing::Unknown | Standing::Witness => {}
                 Standing::InSync | Standing::Joining { .. } => self.tend_in_sync(member, cx),
                 Standing::Out { since } => self.tend_out(member, since, cx),
                 Standing::Telling { since, .. } | Standing::Tracked { since, .. } => {
@@ -377,7 +405,9 @@ impl Engine {
         let peer = &self.peers[member.index()];
         let joining = matches!(peer.standing, Standing::Joining { .. });
         let counted = self.sync.counted.contains(member);
-        let slow = self.lags(member, cx.now);
+        let slow = self.lags(member, cx.now)
+            || self.cfg.timing.lag_age_max <= self.waited_for_age(member, cx.now)
+                && self.waited_for(member).is_some();
         let unfit = peer.broken || (!counted && !joining && !peer.fed && peer.is_ours());
         if !(unfit || slow || self.lost_too_long(member, cx.now)) {
             return;
@@ -418,7 +448,7 @@ impl Engine {
         if !self.may_be_tracked(member) {
             return;
         }
-        if surveyed && self.may_be_told(since) && self.can_issue() && self.stop.is_none() {
+        if surveyed && self.may_be_told(since) && self.can_tell() && self.stop.is_none() {
             self.peers[member.index()].broken = false;
             self.track(member, since, cx);
         }
@@ -447,8 +477,10 @@ impl Engine {
         // in this one's window.
         let listed = c0 <= self.stream.tidx() || mutant::on(Mutant::JoinBeforeC0);
         mark::reached_if(self.rebuilt(member) && !listed, Mark::JoinWaitsForC0);
+        // W6: one that grows waits until the epoch before it is in force.
+        let settled = self.sync.live.is_none_or(|live| live.newest_in_force());
         let peer = &self.peers[member.index()];
-        if peer.is_ours() && self.rebuilt(member) && listed && self.can_issue() {
+        if peer.is_ours() && self.rebuilt(member) && listed && settled && self.can_issue() {
             self.join(member, cx);
         }
     }
@@ -486,7 +518,12 @@ impl Engine {
                 }
             }
             Standing::Telling { since, start, n } if sound && n <= state.se.n => {
-                self.peers[member.index()].standing = Standing::Tracked { since, c0: start };
+                let has_witness = self.sync.live.is_some();
+                let peer = &mut self.peers[member.index()];
+                peer.standing = Standing::Tracked { since, c0: start };
+                if has_witness {
+                    peer.epoch_done = peer.epoch_done.max(Some(n));
+                }
                 self.resume(member, state, cx);
                 self.start_rebuild(member, cx);
             }
@@ -498,6 +535,13 @@ impl Engine {
             Standing::InSync | Standing::Joining { .. } => self.returned_unfit(member, state, cx),
             Standing::Telling { .. } | Standing::Tracked { .. } => {}
             Standing::Out { .. } => self.member_late(member, cx),
+            Standing::Witness => {
+                let peer = &mut self.peers[member.index()];
+                peer.epoch_sent = None;
+                if in_term {
+                    self.witness_holds(member, state.se.n);
+                }
+            }
             Standing::Unknown => {}
         }
         self.again = true;
@@ -592,6 +636,7 @@ impl Engine {
     /// A session has ended, or its member follows a higher term.
     pub(crate) fn session_lost(&mut self, member: MemberId, cx: &mut Cx<'_>) {
         self.mode_dirty = true;
+        self.peers[member.index()].epoch_sent = None;
         self.stop_rebuild(member);
         for tag in self.repairs.keys(|r| r.member == member) {
             self.repairs.remove(tag);
@@ -628,7 +673,10 @@ impl Engine {
                 };
                 now.after(bound.saturating_sub(age))
             });
-            let due = [lost, rest, lag]
+            let wanting = self
+                .waited_for(member)
+                .map(|at| at.after(timing.lag_age_max));
+            let due = [lost, rest, lag, wanting]
                 .into_iter()
                 .flatten()
                 .filter(|at| *at > now)

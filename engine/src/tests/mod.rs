@@ -8,4 +8,5 @@ mod model;
 mod replace;
 mod scrub;
 mod serve;
+mod witness;
 mod world;
