@@ -6,7 +6,7 @@ use crate::cluster::Cluster;
 use crate::disk::{Disk, File, Operation, PAGE};
 use crate::network::Host;
 use crate::process::Node;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use trilith_block::{BlockRange, Blocks, ChunkMap, ExtentNo, Idx, Lba, MemberId, MemberSet, Term};
 use trilith_replica::store::{Facts, MapName, Store};
 use trilith_wire::{Kind, SlotStatus};
@@ -31,6 +31,8 @@ pub struct Watch {
     /// Term of the last PROMISE sent.
     promised: Term,
     journal_writes: u64,
+    /// Window entries that discarded or zeroed a hole: they changed nothing.
+    idle: BTreeSet<Idx>,
     checksum_pages: u64,
     /// What others had dirty when this replica was told to start: what its join must bring.
     expected: BTreeMap<MemberId, ChunkMap>,
@@ -197,14 +199,19 @@ impl Watch {
         let allocated = store.map(MapName::Allocated);
         // A clean stop empties the log when the window is in the dirty maps.
         let sealing = store.activity_log(ExtentNo(0)).next().is_none();
+        let idle = std::mem::take(&mut self.idle);
         for record in store.window_records(Idx(0)) {
-            // One that is submitted may still wait for its place in the log. A discard or zeroes of a
-            // hole changed nothing and needs none (M20), whatever a copy puts there later.
-            let written = record.status == SlotStatus::Accepted && store.has_payload(record.idx);
+            // One that is submitted may still wait for its place in the log.
+            let written = record.status == SlotStatus::Accepted;
             let extent = record.range.start.extent();
             let there = allocated.mask(extent) & record.range.chunk_mask() != 0;
             let logged = store.activity_log(extent).next() == Some(extent);
-            if written && there && !logged && !sealing {
+            // A discard or zeroes of a hole need no place (M20), whatever a copy puts there later. What
+            // really changed something was in the log when it was accepted.
+            let hole = !there && !logged && !store.has_payload(record.idx);
+            if written && (hole || idle.contains(&record.idx)) {
+                self.idle.insert(record.idx);
+            } else if written && there && !logged && !sealing {
                 return Some(format!(
                     "L2 (b): {:?} is above tidx and not in the log",
                     record.idx
