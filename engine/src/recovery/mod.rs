@@ -34,6 +34,8 @@ mod plan_tests;
 mod property_tests;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod witness_tests;
 
 /// One chunk map for each member.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

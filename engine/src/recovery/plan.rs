@@ -14,7 +14,8 @@ use trilith_block::limits::{BLOCK_SHIFT, CHUNK_BLOCKS, MEMBERS_MAX};
 use trilith_block::mark::{self, Mark};
 use trilith_block::mutant::{self, Mutant};
 use trilith_block::{
-    BlockRange, Blocks, ChunkMap, ExtentNo, Idx, Lba, MemberId, MemberSet, Membership, Term,
+    BlockRange, Blocks, ChunkMap, ExtentNo, Idx, Lba, MemberId, MemberSet, Membership, SyncEpoch,
+    Term,
 };
 use trilith_wire::SlotStatus;
 
@@ -119,6 +120,9 @@ struct Voter<'a> {
     void: bool,
     /// In M (R1), its device working or not.
     in_m: bool,
+    /// R3 may choose it if its device works: in M, and with a witness named by the newest epoch of Q
+    /// too (W9).
+    candidate: bool,
     /// A slot of its window failed at the device: it may be unable to start a term (M3).
     failed_slot: bool,
 }
@@ -173,23 +177,39 @@ pub fn plan(
     if !membership.is_majority(quorum) {
         return Err(Blocked::NoMajority { missing });
     }
-    let tm = distinct
+    // W9: S, what the witness says of it included.
+    let newest = distinct
         .iter()
-        .map(|p| p.state.se.term)
-        .max()
+        .max_by_key(|p| p.state.se)
+        .map(|p| (p.state.se, p.state.iss))
         .unwrap_or_default();
-    let q: Vec<Voter<'_>> = distinct.iter().map(|p| classify(p, tm)).collect();
+    let tm = newest.0.term;
+    let named = membership.has_witness().then_some(newest.1);
+    // From here on of those that hold data: the witness has no part in it (W1).
+    let q: Vec<Voter<'_>> = distinct
+        .iter()
+        .filter(|p| membership.data().contains(p.member))
+        .map(|p| classify(p, tm, named))
+        .collect();
 
-    let lossy = is_lossy(&q, membership.voters, missing);
+    let lossy = if membership.has_witness() {
+        let all = missing.is_empty();
+        is_lossy_with_witness(&q, &distinct, newest, all)
+    } else {
+        is_lossy(&q, membership.voters, missing)
+    };
     if lossy {
         may_lose(&q, &membership, missing, policy)?;
     }
-    let base = choose_base(&q, lossy).ok_or(Blocked::NoSource { missing })?;
+    let missing_data = missing.and(membership.data());
+    let base = choose_base(&q, lossy, membership.has_witness()).ok_or(Blocked::NoSource {
+        missing: missing_data,
+    })?;
 
     let accepted = Accepted::of(base.promise, base.void);
     let witnesses: Vec<&Promise> = q
         .iter()
-        .filter(|v| v.in_m && !v.void)
+        .filter(|v| v.candidate && !v.void)
         .map(|v| v.promise)
         .collect();
     let mut overrides = overrides(&witnesses, base.member(), &accepted, capacity_blocks);
@@ -198,19 +218,22 @@ pub fn plan(
     }
 
     let limbo = limbo(&q, base, tm, lossy, capacity_blocks);
-    let copies = Copies::of(&q, membership.members(), base, tm, lossy);
+    let copies = Copies::of(&q, membership.data(), base, tm, lossy);
     let differing = differing(&q, &copies, base, &limbo, capacity_blocks);
     note_plan(&q, base, lossy, &overrides);
-    let highest_loss = q.iter().map(|v| v.promise.state.loss).max().unwrap_or(0);
+    let highest_loss = distinct.iter().map(|p| p.state.loss).max().unwrap_or(0);
     let loss = if lossy && !mutant::on(Mutant::LossyWithoutEpoch) {
         highest_loss.saturating_add(1)
     } else {
         highest_loss
     };
-    let loss_known = set_of(q.iter().filter(|v| v.promise.state.loss == loss));
+    let loss_known = distinct
+        .iter()
+        .filter(|p| p.state.loss == loss)
+        .fold(MemberSet::EMPTY, |set, p| set.with(p.member));
     let first_iss = choose_first_iss(&q, &membership, base, &differing, policy.small_bytes);
     mark::reached_if(first_iss != quorum, Mark::LeftOutOfFirstSet);
-    let start = highest_idx(&q).next();
+    let start = highest_idx(&distinct).next();
     Ok(Plan {
         lossy,
         membership,
@@ -250,13 +273,16 @@ fn set_of<'a>(voters: impl Iterator<Item = &'a Voter<'a>>) -> MemberSet {
 }
 
 /// R1: M = members of Q whose epoch is of Tm and which are in the in-sync set of their own durable
-/// epoch. A told-out or rebuilding member is not.
-fn classify(promise: &Promise, tm: Term) -> Voter<'_> {
+/// epoch. A told-out or rebuilding member is not. W9: with a witness the newest epoch of Q must name a
+/// candidate (`named`) as well, for the other one may have gone on alone.
+fn classify(promise: &Promise, tm: Term, named: Option<MemberSet>) -> Voter<'_> {
     let state = &promise.state;
+    let in_m = state.se.term == tm && state.iss.contains(promise.member);
     Voter {
         promise,
         void: (state.flags.tainted && !mutant::on(Mutant::TaintIgnored)) || state.flags.failed,
-        in_m: state.se.term == tm && state.iss.contains(promise.member),
+        in_m,
+        candidate: in_m && named.is_none_or(|iss| iss.contains(promise.member)),
         failed_slot: promise
             .window
             .iter()
@@ -289,15 +315,41 @@ fn is_lossy(q: &[Voter<'_>], voters: MemberSet, missing: MemberSet) -> bool {
     voters.majority() <= unknown.and(voters).count()
 }
 
+/// W10: clean iff a candidate is untainted, for each of them has every entry that was committed. M7's
+/// counterpart: when all three promised and a tainted base alone holds an epoch that names nobody
+/// else, that epoch never got in force. Nothing was committed behind its SYNCSET, and what was before
+/// it is durable at the base by the barrier.
+fn is_lossy_with_witness(
+    q: &[Voter<'_>],
+    promises: &[&Promise],
+    (se, iss): (SyncEpoch, MemberSet),
+    all: bool,
+) -> bool {
+    let untainted = q.iter().any(|v| v.candidate && v.works() && !v.void);
+    let mut holders = promises.iter().filter(|p| p.state.se == se);
+    let alone = match (holders.next(), holders.next()) {
+        (Some(only), None) => iss == MemberSet::EMPTY.with(only.member),
+        _ => false,
+    };
+    !untainted && !mark::reached_if(all && alone, Mark::KnownByDemotion)
+}
+
 /// R2, the policy: go on at once when nobody is missing, else after the configured wait. Never with
-/// fewer than a majority of working devices: what was flushed may be on the others only.
+/// fewer than a majority of working devices: what was flushed may be on the others only. W10: with a
+/// witness the missing are those with data, and one working candidate has all that was flushed.
 fn may_lose(
     q: &[Voter<'_>],
     membership: &Membership,
     missing: MemberSet,
     policy: &Policy,
 ) -> Result<(), Blocked> {
-    if !membership.is_majority(set_of(q.iter().filter(|v| v.works()))) {
+    let missing = missing.and(membership.data());
+    let flushed_is_there = if membership.has_witness() {
+        q.iter().any(|v| v.candidate && v.works())
+    } else {
+        membership.is_majority(set_of(q.iter().filter(|v| v.works())))
+    };
+    if !flushed_is_there {
         return Err(Blocked::NoSource { missing });
     }
     if missing.is_empty() {
@@ -321,8 +373,10 @@ fn may_lose(
 /// epoch beats a member of a lower epoch with a valid window: all that was committed before its
 /// SYNCSET is durable at it (so M7 is right), and after it nothing was, or there would be a witness
 /// of that epoch. Lossy: then the longest prefix, which has every flushed write (Theorem 2).
-fn choose_base<'a>(q: &'a [Voter<'a>], lossy: bool) -> Option<&'a Voter<'a>> {
-    let candidates = q.iter().filter(|v| v.in_m && v.works());
+/// W9: with a witness a valid window comes first, for every untainted candidate has all that was
+/// committed, and the highest epoch may be durable at one member without being in force.
+fn choose_base<'a>(q: &'a [Voter<'a>], lossy: bool, has_witness: bool) -> Option<&'a Voter<'a>> {
+    let candidates = q.iter().filter(|v| v.candidate && v.works());
     candidates.max_by_key(|v| {
         let by_length = lossy || mutant::on(Mutant::LongestWindow);
         let length = if by_length { v.prefix() } else { Idx(0) };
@@ -330,7 +384,7 @@ fn choose_base<'a>(q: &'a [Voter<'a>], lossy: bool) -> Option<&'a Voter<'a>> {
         if mutant::on(Mutant::BaseIgnoresEpoch) {
             se.n = 0;
         }
-        let valid_first = !v.void && mutant::on(Mutant::UntaintedBaseFirst);
+        let valid_first = !v.void && (has_witness || mutant::on(Mutant::UntaintedBaseFirst));
         (
             valid_first,
             se,
@@ -350,7 +404,7 @@ fn choose_base<'a>(q: &'a [Voter<'a>], lossy: bool) -> Option<&'a Voter<'a>> {
 fn may_be_base(v: &Voter<'_>, base: &Voter<'_>, lossy: bool) -> bool {
     let good = base.prefix() <= v.prefix() || (!lossy && !v.void);
     let any = mutant::on(Mutant::AnyBaseOfBlock);
-    v.works() && (any || v.in_m && v.promise.state.se == base.promise.state.se && good)
+    v.works() && (any || v.candidate && v.promise.state.se == base.promise.state.se && good)
 }
 
 /// R4, U: windows (every status) of all members of term Tm, need(base), AL(base) when it is void,
@@ -405,7 +459,7 @@ impl Copies {
         Copies {
             members,
             voters: set_of(q.iter()),
-            witnesses: set_of(q.iter().filter(|v| v.in_m && !v.void)),
+            witnesses: set_of(q.iter().filter(|v| v.candidate && !v.void)),
             candidates: set_of(q.iter().filter(|v| may_be_base(v, base, lossy))),
             prefixes,
             apart,
@@ -472,7 +526,8 @@ fn failed_chunks(q: &[Voter<'_>], capacity_blocks: u64) -> MemberMaps {
 
 /// R6, who is repaired before the term starts: the base, everyone with little to repair, and as
 /// many more as a majority takes, those with least to repair first. A member with a failed slot
-/// comes last, a failed device never.
+/// comes last, a failed device never. W11: with a witness the base, and the other one only if it has
+/// no failed slot and little to repair, never for a majority.
 fn choose_first_iss(
     q: &[Voter<'_>],
     membership: &Membership,
@@ -497,7 +552,12 @@ fn choose_first_iss(
     let mut iss = MemberSet::EMPTY;
     for (failed_slot, not_base, bytes, member) in order {
         let wanted = !failed_slot && (!not_base || bytes <= small_bytes);
-        if wanted || !membership.is_majority(iss) {
+        let must = if membership.has_witness() {
+            !not_base
+        } else {
+            !membership.is_majority(iss)
+        };
+        if wanted || must {
             iss = iss.with(member);
         }
     }
@@ -505,13 +565,13 @@ fn choose_first_iss(
 }
 
 /// The highest position that Q has seen.
-fn highest_idx(q: &[Voter<'_>]) -> Idx {
+fn highest_idx(promises: &[&Promise]) -> Idx {
     let of = |p: &Promise| {
         let s = &p.state;
         let window = p.window.iter().map(|r| r.idx).max().unwrap_or_default();
         s.max_idx.max(s.upto).max(s.tidx).max(s.w).max(window)
     };
-    q.iter().map(|v| of(v.promise)).max().unwrap_or_default()
+    promises.iter().map(|p| of(p)).max().unwrap_or_default()
 }
 
 fn add_window(map: &mut ChunkMap, promise: &Promise) {
