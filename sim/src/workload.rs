@@ -618,8 +618,9 @@ impl Cluster {
         }
     }
 
-    /// I14: what a read brings is committed before its reply. What was answered is: I4 saw to that
-    /// then, maybe in an earlier configuration (C20). Told only while nothing volatile has been lost.
+    /// I14: what a read brings is committed before its reply. Where voters change, what was answered
+    /// is: I4 saw to that then, maybe in an earlier configuration (C20). Told only while nothing
+    /// volatile has been lost.
     fn check_read(&mut self, number: u64, open: &Open) {
         let cuts = self.supervisor.counts.power_cuts > 0;
         let volatile_lost = self.config.loses_data() || cuts;
@@ -628,7 +629,7 @@ impl Cluster {
         }
         for (block, value) in self.history.whole_blocks_of(number) {
             let written = self.history.entries()[value as usize];
-            if written.responded.is_some() {
+            if written.responded.is_some() && self.config.replacement.is_some() {
                 continue;
             }
             let good = self.history.acceptable_since(block, written.invoked);

@@ -418,9 +418,12 @@ impl Cluster {
         None
     }
 
-    /// I13, c0: the window of who joins lists whatever another member may lack. (One that is healed
-    /// in place has been in its in-sync set all the time and does not come here, C9.)
+    /// I13, c0: the window of who joins lists whatever another member may lack. One that is healed in
+    /// place has been in its in-sync set all the time; it comes here only when it had not heard of
+    /// that. It joins over a gap, so its tidx is the joining SYNCSET itself, which has no blocks (C9).
     fn check_tidx(&mut self, host: Host, store: &Store, facts: &Facts) -> Option<String> {
+        let over_gap = store.tidx() == facts.w;
+        let needed = Idx(store.tidx().0 - u64::from(over_gap));
         for other in self.config.replica_hosts() {
             let there = self.hosts[other]
                 .node
@@ -432,7 +435,7 @@ impl Cluster {
             };
             let f = there.facts();
             let counts = f.se.term == facts.se.term && f.is_complete() && !f.tainted;
-            if counts && facts.iss.contains(f.member) && there.upto() < store.tidx() {
+            if counts && facts.iss.contains(f.member) && there.upto() < needed {
                 return Some(format!(
                     "I13, c0: joins with tidx {:?}, replica {other} has {:?}",
                     store.tidx(),
