@@ -93,7 +93,7 @@ impl Engine {
             && !(self.opened && self.has_quorum())
             && self.membership.is_majority(promisers)
             && !self.heals_in_place()
-            && !self.shrinks_soon();
+            && !self.in_force_soon();
         if !stuck {
             self.ineligible_since = None;
             return;

@@ -64,6 +64,8 @@ pub enum ChangeError {
     Taken(MemberId),
     /// This replica runs a version that cannot change its configuration.
     TooOld(MemberId),
+    /// The volume has a witness (W16).
+    HasWitness,
 }
 
 impl core::fmt::Display for ChangeError {
@@ -81,6 +83,9 @@ impl core::fmt::Display for ChangeError {
             ChangeError::Taken(member) => {
                 write!(f, "the number {member} is that of another replica")
             }
+            ChangeError::HasWitness => f.write_str(
+                "no member of a volume with a witness can be replaced: copy it to a new volume",
+            ),
             ChangeError::TooOld(member) => {
                 write!(
                     f,
@@ -275,6 +280,9 @@ impl Engine {
     /// # Errors
     /// Why not.
     pub fn may_replace(&self, old: MemberId, new: MemberId) -> Result<(), ChangeError> {
+        if self.membership.has_witness() {
+            return Err(ChangeError::HasWitness);
+        }
         if !self.membership.is_simple() || !self.change.departing.is_empty() {
             return Err(ChangeError::Running);
         }

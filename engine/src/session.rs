@@ -7,7 +7,7 @@ use crate::read::ReadResult;
 use trilith_block::limits::BLOCK_BYTES;
 use trilith_block::{BufSlice, Buffers, ConnId, MemberId, StreamEvent, Want};
 use trilith_wire::auth::{self, Binding, Role};
-use trilith_wire::limits::{PROTOCOL_MAX, PROTOCOL_MIN};
+use trilith_wire::limits::{PROTOCOL_MAX, PROTOCOL_MIN, PROTOCOL_WITNESS};
 use trilith_wire::{EntryStatus, Hello, Kind, Message, Reason, ReplicaState};
 
 /// True for frames after which a replica owes some sign of life soon.
@@ -382,6 +382,10 @@ impl Engine {
         }
         if !self.meet_config(member, state, cx) {
             return;
+        }
+        if self.membership.has_witness() && self.peers[member.index()].protocol < PROTOCOL_WITNESS {
+            // W16: it would count the witness as one that holds data.
+            return self.unfit(member, Reason::Protocol, cx);
         }
         if self.capacity == 0 {
             self.learn_capacity(state.capacity);

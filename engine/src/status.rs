@@ -24,6 +24,8 @@ pub enum Role {
     Rebuilding,
     /// Out of the in-sync set and not connected, or not yet told.
     Absent,
+    /// Holds no data: it votes and remembers who is in sync.
+    Witness,
     /// No epoch yet: the volume has not been opened.
     Unknown,
 }
@@ -304,6 +306,7 @@ impl Engine {
         let peer = &self.peers[member.index()];
         let running = self.rebuilds[member.index()].as_ref().map(|r| &r.rebuild);
         let role = match peer.standing {
+            _ if self.membership.witness.contains(member) => Role::Witness,
             Standing::Unknown | Standing::Witness => Role::Unknown,
             Standing::InSync if self.sync.counted.contains(member) => Role::InSync,
             Standing::InSync | Standing::Joining { .. } => Role::Uncounted,

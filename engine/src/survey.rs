@@ -1,5 +1,5 @@
 //! Fetching a member's maps after its promise (GETMAP): all of them for a recovery; window,
-//! activity log and need for a member that comes later.
+//! activity log and need for a member that comes later. A witness has none (7.1, W1).
 
 use crate::engine::{Cx, Engine};
 use crate::limits::WINDOW_SLOTS;
@@ -25,13 +25,15 @@ impl Engine {
     /// Which map a step fetches.
     fn survey_step(&self, member: MemberId, step: usize) -> Option<(MapKind, MemberId)> {
         match step {
+            _ if self.membership.witness.contains(member) => None,
             0 => Some((MapKind::Window, member)),
             1 => Some((MapKind::ActivityLog, member)),
             2 => Some((MapKind::Need, member)),
             // What others lack is told by in-sync members only; a late one has nothing to say.
             _ if self.open => None,
             _ => {
-                let mut others = self.members.without(member).iter();
+                let holders = self.members.minus(self.membership.witness);
+                let mut others = holders.without(member).iter();
                 others.nth(step - 3).map(|other| (MapKind::Dirty, other))
             }
         }

@@ -73,14 +73,32 @@ impl Engine {
         self.can_issue() || (self.sync.live.is_some() && self.open && set_here && led)
     }
 
-    /// A demotion will help, or one is about to be in force: no new term is needed.
-    pub(crate) fn shrinks_soon(&self) -> bool {
+    /// What the volume waits for is on its way: no new term is needed.
+    pub(crate) fn in_force_soon(&self) -> bool {
+        self.shrinks_soon() || self.told_soon()
+    }
+
+    /// A demotion will help, or one is about to be in force.
+    fn shrinks_soon(&self) -> bool {
+        let here = self.counted_here();
         let needed = self.sync.live.map_or(MemberSet::EMPTY, |l| l.needed());
-        let lost = needed.minus(self.counted_here());
-        lost.iter().any(|member| {
+        let set_here = self.sync.iss.minus(here).is_empty();
+        needed.minus(here).iter().any(|member| {
             let pending = !self.sync.iss.contains(member);
-            self.rest_goes_on(member) || (pending && self.witness_here())
+            self.rest_goes_on(member) || (pending && set_here && self.witness_here())
         })
+    }
+
+    /// A member that is out is being asked or told, and its record of the newest epoch puts that in
+    /// force (W2, W8).
+    fn told_soon(&self) -> bool {
+        let pending = self.sync.live.is_some_and(|l| !l.newest_in_force());
+        let tells = |p: &Peer| {
+            let fails = p.state.is_some_and(|s| s.flags.failed) || p.broken;
+            let out = matches!(p.standing, Standing::Out { .. } | Standing::Telling { .. });
+            out && p.is_ours() && !fails
+        };
+        pending && self.can_tell() && !self.members_where(tells).is_empty()
     }
 
     /// Looks at what is in force now (W2), and tells the witness of the newest epoch (W4). Called in

@@ -506,7 +506,7 @@ impl Recovery {
             JobState::Reading { tried, .. } => tried,
             JobState::Free | JobState::Writing { .. } => return,
         };
-        let others = self.live.minus(tried);
+        let others = self.live.minus(tried).and(self.plan.membership.data());
         let plan = &self.plan;
         let is_equal = |member: &MemberId| {
             *member != plan.base
@@ -617,10 +617,13 @@ impl Recovery {
         }
     }
 
-    /// Fewer members than these are not worth a term: start again with another plan.
+    /// Fewer members than these are not worth a term: start again with another plan. W11: with a
+    /// witness one is enough, for nothing is committed before the witness knows who it is.
     fn is_enough(&self, set: MemberSet) -> bool {
         let first = self.plan.first_iss;
-        if self.plan.is_majority(first) {
+        if self.plan.membership.has_witness() {
+            !set.is_empty()
+        } else if self.plan.is_majority(first) {
             self.plan.is_majority(set)
         } else {
             !set.is_empty() && first.count() <= set.count()

@@ -5,7 +5,7 @@ use super::*;
 use alloc::collections::VecDeque;
 use alloc::vec;
 use core::time::Duration;
-use trilith_block::{BlockRange, Buffers, Idx, MemberSet, Monotonic};
+use trilith_block::{BlockRange, Buffers, Idx, MemberSet, Membership, Monotonic};
 use trilith_wire::{EntryStatus, SlotStatus};
 
 struct Bench {
@@ -16,7 +16,24 @@ struct Bench {
 
 impl Bench {
     fn new(promises: &[Promise], chunks_in_flight_max: usize) -> Bench {
-        let plan = plan(promises, set(&ALL), &super::testing::policy()).unwrap();
+        Bench::of(promises, set(&ALL), chunks_in_flight_max)
+    }
+
+    /// Members 0 and 1 hold data, member 2 is a witness.
+    fn with_witness(promises: &[Promise]) -> Bench {
+        let membership = Membership {
+            witness: set(&[2]),
+            ..set(&ALL).into()
+        };
+        Bench::of(promises, membership, 64)
+    }
+
+    fn of(
+        promises: &[Promise],
+        membership: impl Into<Membership>,
+        chunks_in_flight_max: usize,
+    ) -> Bench {
+        let plan = plan(promises, membership, &super::testing::policy()).unwrap();
         let config = RecoveryConfig {
             chunks_in_flight_max,
             stall: Duration::from_secs(10),
@@ -634,4 +651,85 @@ fn answers_nobody_asked_for_change_nothing() {
         bench.repaired(1, got[0].2, EntryStatus::Done).is_empty(),
         "it is still being read"
     );
+}
+
+/// W1, W11: 0 is base; 1 lacks entry 6; the witness knows of a loss epoch.
+fn two_and_a_witness() -> [Promise; 3] {
+    let mut q = [
+        promise(0, (1, 0), &[0, 1], 6).accepted(6, range(0, 2)),
+        promise(1, (1, 0), &[0, 1], 5),
+        promise(2, (1, 0), &[0, 1], 0),
+    ];
+    q[2].state.loss = 4;
+    q
+}
+
+#[test]
+fn a_witness_is_told_the_loss_epoch_and_nothing_else() {
+    let mut q = two_and_a_witness();
+    (q[0].state.loss, q[2].state.loss) = (4, 3);
+    let mut bench = Bench::with_witness(&q);
+    let told = |m: usize| RecoveryStep::Reconcile {
+        member: member(m),
+        loss: 4,
+    };
+    assert_eq!(bench.steps(), [told(1), told(2)]);
+    assert!(bench.recovery.need(member(2)).is_empty());
+    let got = reads(&bench.reconciled(&[2, 1]));
+    assert_eq!(got.len(), 1);
+    let zero = RecoveryEvent::ReadDone {
+        token: got[0].2,
+        result: Ok(ReadData::Zero),
+    };
+    assert_eq!(targets(&bench.event(zero)), [1]);
+    let steps = bench.repaired(1, got[0].2, EntryStatus::Done);
+    assert_eq!(starts(&steps), [0, 1], "the witness after all of them (W4)");
+}
+
+#[test]
+fn a_witness_is_never_read_from() {
+    let mut bench = Bench::with_witness(&two_and_a_witness());
+    let steps = bench.steps();
+    assert_eq!(steps.len(), 2, "{steps:?}");
+    let steps = bench.reconciled(&[0, 1]);
+    let from_witness =
+        |s: &RecoveryStep| matches!(s, RecoveryStep::Read { member: m, .. } if *m == member(2));
+    assert!(!steps.iter().any(from_witness));
+    // Nowhere to be read: member 1, which lacks it, is left out, and the base goes on alone.
+    let rest = bench.refuse(steps, |_| true, |_, _| true);
+    assert!(!rest.iter().any(from_witness));
+    assert_eq!(starts(&rest), [0]);
+}
+
+#[test]
+fn one_replica_is_enough_for_a_term_with_a_witness() {
+    let mut bench = Bench::with_witness(&two_and_a_witness());
+    bench.steps();
+    bench.reconciled(&[0, 1]);
+    let steps = bench.event(RecoveryEvent::MemberLost(member(1)));
+    bench.out.extend(steps);
+    let token = 1;
+    let zero = RecoveryEvent::ReadDone {
+        token,
+        result: Ok(ReadData::Zero),
+    };
+    let steps = bench.event(zero);
+    assert_eq!(starts(&steps), [0]);
+    // Lost later: the set stays as it was sent (W11).
+    let mut bench = Bench::with_witness(&[
+        promise(0, (1, 0), &[0, 1], 5),
+        promise(1, (1, 0), &[0, 1], 5),
+        promise(2, (1, 0), &[0, 1], 0),
+    ]);
+    assert_eq!(starts(&bench.steps()), [0, 1]);
+    assert!(
+        bench
+            .event(RecoveryEvent::TermStartDone(member(1)))
+            .is_empty()
+    );
+    let steps = bench.event(RecoveryEvent::MemberLost(member(0)));
+    let [RecoveryStep::Done(outcome)] = steps[..] else {
+        panic!("{steps:?}");
+    };
+    assert_eq!((outcome.iss, outcome.counted), (set(&[0, 1]), set(&[1])));
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::tests::arena::Arena;
 use std::vec;
-use trilith_block::MemberId;
+use trilith_block::{MemberId, Membership};
 
 const CAPACITY: u64 = (2 * 64 + 20) * 4096;
 
@@ -17,6 +17,7 @@ struct Rig {
     arena: Arena,
     now: Monotonic,
     members: MemberSet,
+    witness: MemberSet,
     copies: Vec<Vec<u8>>,
     unreadable: Vec<Option<BlockRange>>,
     steps: VecDeque<ScrubStep>,
@@ -39,6 +40,7 @@ impl Rig {
             arena: Arena::default(),
             now,
             members: MemberSet::first(count),
+            witness: MemberSet::EMPTY,
             copies: vec![vec![5; usize::try_from(CAPACITY).unwrap()]; count],
             unreadable: vec![None; count],
             steps: VecDeque::new(),
@@ -54,7 +56,10 @@ impl Rig {
     fn compared(&self) -> Option<Compared> {
         self.compare.then(|| Compared {
             members: self.members,
-            membership: self.members.into(),
+            membership: Membership {
+                witness: self.witness,
+                ..self.members.or(self.witness).into()
+            },
             capacity_bytes: CAPACITY,
         })
     }
@@ -471,4 +476,24 @@ fn random_rot_and_disturbances_end_with_the_majority_everywhere() {
             }
         }
     }
+}
+
+/// W15 of 7.1: the witness has a vote and no copy.
+#[test]
+fn with_a_witness_two_copies_that_differ_are_reported_and_an_unreadable_one_is_written_again() {
+    let rig = || Rig {
+        witness: MemberSet::of(member(2)),
+        ..Rig::new(2)
+    };
+    let mut odd = rig();
+    odd.flip(1, 20);
+    let before = odd.copies.clone();
+    let result = odd.run();
+    assert_eq!((result.differences, result.unresolved), (1, 1));
+    assert_eq!(odd.copies, before);
+    let mut rotten = rig();
+    rotten.unreadable[0] = Some(BlockRange::new(Lba(20), Blocks(1)));
+    let result = rotten.run();
+    assert_eq!((result.repaired, result.unresolved), (1, 0));
+    assert_eq!(rotten.unreadable[0], None);
 }

@@ -70,6 +70,8 @@ pub(crate) struct Fake {
     pub(crate) free_extents: u64,
     /// Accepted entries are not acked while this is set.
     pub(crate) hold_acks: bool,
+    /// A witness: epochs are lost on the way while this is set.
+    pub(crate) lose_epochs: bool,
     /// RECONFIGUREs are lost while this is set.
     pub(crate) hold_configs: bool,
     /// RECONCILE is not answered, nor done.
@@ -153,6 +155,7 @@ impl Fake {
             sessions: BTreeMap::new(),
             free_extents: 1000,
             hold_acks: false,
+            lose_epochs: false,
             hold_configs: false,
             hold_reconciles: false,
             protocol: trilith_wire::limits::PROTOCOL_MAX,
@@ -396,6 +399,9 @@ impl Fake {
             return self.nack(Reason::Term, message.kind(), tag, out);
         }
         let term = self.term;
+        if self.config.witness.contains(self.member) && !self.is_for_everyone(message) {
+            return self.led_as_witness(message, out);
+        }
         match message {
             Message::GetMap {
                 map, member, from, ..
@@ -583,6 +589,49 @@ impl Fake {
             Message::StepDown { .. } => self.lease_until = 0,
             other => panic!("an engine sent {other:?}"),
         }
+    }
+
+    /// What a witness takes just as any other member does (7.1, W1).
+    fn is_for_everyone(&self, message: &Message<'_>) -> bool {
+        matches!(
+            message.kind(),
+            Kind::Reconcile | Kind::Reconfigure | Kind::Heartbeat | Kind::StepDown | Kind::Opened
+        )
+    }
+
+    /// W1, W4: an epoch is a record. It names nobody who has it not, and the witness never.
+    fn led_as_witness(&mut self, message: &Message<'_>, out: &mut Out<'_>) {
+        let term = self.term;
+        if let Message::Seal { .. } = message {
+            self.sealed = true;
+            self.lease_until = 0;
+            return out.send(&Message::SealDone { term, sealed: true }, &[]);
+        }
+        let (se, iss, trk, done) = match message {
+            Message::TermStart { start, iss, .. } => {
+                let start = *start;
+                let done = Message::TermStartDone { term, start };
+                (SyncEpoch { term, n: 0 }, *iss, *iss, done)
+            }
+            Message::SyncSet {
+                idx, n, iss, trk, ..
+            } => {
+                let (idx, n) = (*idx, *n);
+                let done = Message::SyncSetDone { term, idx, n };
+                (SyncEpoch { term, n }, *iss, *trk, done)
+            }
+            other => panic!("an engine sent a witness {other:?}"),
+        };
+        assert!(!trk.contains(self.member) && iss.minus(trk).is_empty());
+        if self.lose_epochs {
+            return;
+        }
+        assert!(self.se <= se, "{se:?} after {:?}", self.se);
+        if let Message::TermStart { loss, .. } = message {
+            self.loss = self.loss.max(*loss);
+        }
+        (self.se, self.iss, self.trk, self.sealed) = (se, iss, trk, false);
+        out.send(&done, &[]);
     }
 
     fn grant(&mut self, engine: Uuid, now: u64) {

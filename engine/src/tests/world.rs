@@ -69,6 +69,16 @@ impl World {
         World::start(cfg, fakes, now)
     }
 
+    /// Members 0 and 1 hold data, member 2 is a witness. The engine learns it from them.
+    pub(crate) fn with_witness() -> World {
+        let mut w = World::new(3);
+        for fake in &mut w.fakes {
+            fake.config.witness = MemberSet::of(member(2));
+            (fake.iss, fake.trk) = (fake.config.data(), fake.config.data());
+        }
+        w
+    }
+
     fn start(cfg: EngineConfig, fakes: Vec<Fake>, now: u64) -> World {
         let engine = Engine::new(cfg, Monotonic(now)).unwrap();
         World {

@@ -10,7 +10,7 @@ use crate::admin::metrics::Snapshot;
 use crate::host::report::{
     latency as latency_of, micros, millis, process, process_metrics, samples,
 };
-use trilith_block::{MemberSet, Monotonic, Op};
+use trilith_block::{Monotonic, Op};
 use trilith_engine::slowest::SlowOp;
 use trilith_engine::status::{Latencies, Link, MemberStatus, Role, Stage, StageLatency, Status};
 use trilith_engine::{Mode, Waiting};
@@ -95,6 +95,7 @@ fn role(role: Role) -> &'static str {
         Role::Uncounted => "uncounted",
         Role::Rebuilding => "rebuilding",
         Role::Absent => "absent",
+        Role::Witness => WITNESS,
         Role::Unknown => "unknown",
     }
 }
@@ -237,16 +238,11 @@ fn counters(status: &Status) -> [(&'static str, &'static str, u64); 19] {
 }
 
 impl EngineHost {
-    fn member_report(&self, status: &MemberStatus, witness: MemberSet) -> MemberReport {
-        let is_witness = witness.contains(status.member);
+    fn member_report(&self, status: &MemberStatus) -> MemberReport {
         MemberReport {
             member: status.member.index(),
             address: self.address_text(status),
-            role: if is_witness {
-                WITNESS.to_owned()
-            } else {
-                role(status.role).to_owned()
-            },
+            role: role(status.role).to_owned(),
             link: link(status.link).to_owned(),
             refused: status.refused.map(|reason| refused(reason).to_owned()),
             tainted: status.tainted,
@@ -359,7 +355,7 @@ impl EngineHost {
             members: status
                 .members
                 .iter()
-                .map(|m| self.member_report(m, status.membership.witness))
+                .map(|m| self.member_report(m))
                 .collect(),
             latencies,
             slowest: status.slowest.iter().map(|op| slow(op, now)).collect(),
