@@ -318,7 +318,8 @@ fn is_lossy(q: &[Voter<'_>], voters: MemberSet, missing: MemberSet) -> bool {
 /// W10: clean iff a candidate is untainted, for each of them has every entry that was committed. M7's
 /// counterpart: when all three promised and a tainted base alone holds an epoch that names nobody
 /// else, that epoch never got in force. Nothing was committed behind its SYNCSET, and what was before
-/// it is durable at the base by the barrier.
+/// it is durable at the base by the barrier. Not so where the newest epoch of the others names the base
+/// alone too: they are one (W2), and the base may have committed by itself ever since.
 fn is_lossy_with_witness(
     q: &[Voter<'_>],
     promises: &[&Promise],
@@ -331,7 +332,11 @@ fn is_lossy_with_witness(
         (Some(only), None) => iss == MemberSet::EMPTY.with(only.member),
         _ => false,
     };
-    !untainted && !mark::reached_if(all && alone, Mark::KnownByDemotion)
+    let before = promises.iter().filter(|p| p.state.se < se);
+    let goes_on = before
+        .max_by_key(|p| p.state.se)
+        .is_some_and(|p| p.state.se.term == se.term && p.state.iss == iss);
+    !untainted && !mark::reached_if(all && alone && !goes_on, Mark::KnownByDemotion)
 }
 
 /// R2, the policy: go on at once when nobody is missing, else after the configured wait. Never with

@@ -149,6 +149,37 @@ fn a_shrink_that_never_got_in_force_fences_nobody() {
 }
 
 #[test]
+fn an_epoch_that_only_goes_on_with_the_set_in_force_is_no_excuse() {
+    // D1 went on alone, which the witness knows. One more epoch of that set (to track D2, or to track
+    // it no more) is durable at D1 only when its power goes: what it acknowledged is lost.
+    let lost = promise(0, (3, 2), &[0], 9).w(5).tainted(&[]);
+    let behind = promise(1, (3, 0), &BOTH, 7);
+    let q = [lost, behind, witness((3, 1), &[0])];
+    let plan = after(&q, 0).unwrap();
+    assert_eq!((plan.lossy, plan.base, plan.loss), (true, member(0), 1));
+    // The same with the witness away all along, and D2 told before.
+    let lost = promise(0, (3, 3), &[0], 9).w(5).tainted(&[]);
+    let told = promise(1, (3, 2), &[0], 7);
+    let q = [lost, told, witness((3, 0), &BOTH)];
+    let plan = after(&q, 0).unwrap();
+    assert_eq!((plan.lossy, plan.base, plan.loss), (true, member(0), 1));
+}
+
+#[test]
+fn a_shrink_after_a_join_that_never_got_in_force_fences_nobody() {
+    // It went on alone before, and D2 had joined since: nothing is committed by D1 alone any more.
+    let lost = promise(0, (3, 4), &[0], 9).w(5).tainted(&[]);
+    let q = [lost, promise(1, (3, 3), &BOTH, 9), witness((3, 1), &[0])];
+    let plan = after(&q, 0).unwrap();
+    assert_eq!((plan.lossy, plan.base, plan.loss), (false, member(0), 0));
+    // Nor by the start of a term that nobody else has, whatever was said in the one before.
+    let lost = promise(0, (4, 0), &[0], 9).w(5).tainted(&[]);
+    let q = [lost, promise(1, (3, 0), &BOTH, 9), witness((3, 1), &[0])];
+    let plan = after(&q, 0).unwrap();
+    assert_eq!((plan.lossy, plan.base, plan.loss), (false, member(0), 0));
+}
+
+#[test]
 fn a_base_that_failed_is_no_source_however_long_one_waits() {
     let mut failed = promise(0, (3, 1), &[0], 9);
     failed.state.flags.failed = true;

@@ -1,7 +1,7 @@
 //! A volume of two replicas and a witness (7.1): elections, recoveries and the running term. Members
 //! 0 and 1 hold data, member 2 is the witness.
 
-use super::world::{World, member};
+use super::world::{ENGINE, MS, World, member};
 use crate::status::{Link, MemberStatus, Role};
 use crate::{ChangeError, ExitReason, Mode};
 use std::vec;
@@ -224,6 +224,35 @@ fn the_only_one_in_sync_loses_its_power() {
     assert!(w.engine.lossy);
     assert_eq!(w.fakes[W].loss, 1, "C3");
     assert_eq!(w.fakes[D1].loss, 1);
+}
+
+/// W10: an epoch that only D1 has is no excuse where the one before it, of the same set, is in force:
+/// D1 has acknowledged writes by itself all along.
+#[test]
+fn the_only_one_in_sync_loses_its_power_under_an_epoch_that_only_it_has() {
+    let mut w = alone();
+    // The epoch by which D2 is tracked gets to D1; the witness is asked to record it and does not,
+    // and D2 dies before it is told.
+    w.fakes[W].lose_epochs = true;
+    w.heal(D2);
+    w.delay[D2] = 5 * MS;
+    let tracked = w.until(60_000, |w| w.fakes[W].se < w.fakes[D1].se);
+    assert!(
+        tracked && w.fakes[D2].se < w.fakes[W].se,
+        "an epoch at D1 only"
+    );
+    assert_eq!((w.fakes[W].iss, w.fakes[D1].iss), (set(&[D1]), set(&[D1])));
+    w.isolate(D2);
+    w.written(4096, &[3; 4096]);
+    w.fakes[D1].lose_power();
+    let mut w = w.restart(|cfg| cfg.supersedes = ENGINE);
+    w.fakes[W].lose_epochs = false;
+    w.cut = MemberSet::EMPTY;
+    assert!(
+        w.until(120_000, |w| w.engine.loss == 1),
+        "never silent (M8)"
+    );
+    assert!(w.engine.lossy);
 }
 
 /// W10: one of two loses its power while the other one lives: nothing is lost.
