@@ -33,6 +33,12 @@ const BY_TESTS: &[(&str, &str, &str)] = &[
     ),
     ("heal_behind_gate", "trilith-engine", "tests::members"),
     ("config_not_asked_again", "trilith-engine", "tests::replace"),
+    (
+        "demoted_without_witness",
+        "trilith-engine",
+        "tests::witness",
+    ),
+    ("flush_not_waited_for", "trilith-engine", "tests::witness"),
     ("lease_forgotten", "trilith-replica", "tests::votes"),
     ("resend_overtakes", "trilith-replica", "a_failed_entry"),
     ("checksums_not_saved", "trilith-replica", "checksums"),

@@ -82,6 +82,9 @@ const CHECKSUM_SEEDS_FROM: u64 = 3_000_000;
 /// many of them.
 const ROT_SEEDS_FROM: u64 = 4_000_000;
 
+/// First of the fixed seeds with two replicas and a witness; there are half as many of them.
+const WITNESS_SEEDS_FROM: u64 = 5_000_000;
+
 /// Fixed seeds that together must reach every coverage mark that is not seldom.
 const SEEDS_FOR_MARKS: u64 = 1000;
 
@@ -97,6 +100,8 @@ pub(crate) fn sim(seeds: u64, fresh: bool) -> Result<()> {
         simulate(ISCSI_SEEDS_FROM, (seeds / 4).max(1), false)?;
         simulate(CHECKSUM_SEEDS_FROM, (seeds / 4).max(1), false)?;
         simulate(ROT_SEEDS_FROM, (seeds / 4).max(1), false)?;
+        let enough = seeds >= SEEDS_FOR_MARKS;
+        simulate(WITNESS_SEEDS_FROM, (seeds / 2).max(1), enough)?;
     }
     // Fewer seeds, or others, may well miss a mark.
     simulate(from, seeds, !fresh && seeds >= SEEDS_FOR_MARKS)

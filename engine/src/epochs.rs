@@ -1,6 +1,7 @@
 //! Live sync epochs of a volume with a witness: what has to accept an entry before it is committed
 //! (`docs/protocol.md` 7.1, W2 and W3).
 
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{MemberId, MemberSet, Membership};
 
 /// Epochs that can be live at once (W6). A shrink that would need more waits.
@@ -68,7 +69,8 @@ impl LiveEpochs {
         };
         let in_force = |epoch: &Epoch| {
             holds(epoch, epoch.iss) == epoch.iss
-                && membership.is_majority(holds(epoch, membership.electors()))
+                && (mutant::on(Mutant::InForceByFewer)
+                    || membership.is_majority(holds(epoch, membership.electors())))
         };
         let Some(first) = self.live().iter().rposition(in_force) else {
             return false;
@@ -85,9 +87,19 @@ impl LiveEpochs {
         self.in_force && self.len == 1
     }
 
+    /// The in-sync set of the newest epoch that is known to be in force.
+    pub(crate) fn in_force(&self) -> Option<MemberSet> {
+        self.live().first().filter(|_| self.in_force).map(|e| e.iss)
+    }
+
     /// All members of every live in-sync set.
     pub(crate) fn needed(&self) -> MemberSet {
-        self.live()
+        let skipped = if mutant::on(Mutant::CommitsBeforeInForce) {
+            self.len.saturating_sub(1)
+        } else {
+            0
+        };
+        self.live()[skipped..]
             .iter()
             .fold(MemberSet::EMPTY, |set, e| set.or(e.iss))
     }

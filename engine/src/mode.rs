@@ -5,6 +5,7 @@ use crate::campaign::Campaign;
 use crate::engine::{Cx, Engine};
 use crate::limits::STUCK;
 use crate::peer::Peer;
+use crate::syncset::Standing;
 use trilith_block::mark::{self, Mark};
 use trilith_block::{ErrorKind, MemberSet, Monotonic};
 
@@ -27,9 +28,17 @@ impl Engine {
 
     pub(crate) fn has_quorum(&self) -> bool {
         let here = self.counted_here();
-        self.data_decides(here)
-            && (self.sync.live.is_none()
-                || (self.membership).is_majority(self.members_where(Peer::is_ours)))
+        let Some(live) = &self.sync.live else {
+            return self.membership.is_majority(here);
+        };
+        // Who is about to join is waited for, as one that counts is.
+        let joining = |p: &Peer| p.is_ours() && matches!(p.standing, Standing::Joining { .. });
+        live.in_force()
+            .is_some_and(|iss| iss.minus(here).is_empty())
+            && live.commits(here.or(self.members_where(joining)))
+            && self
+                .membership
+                .is_majority(self.members_where(Peer::is_ours))
     }
 
     fn mode_now(&self, now: Monotonic) -> Mode {

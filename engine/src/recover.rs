@@ -39,6 +39,11 @@ impl Engine {
         self.run_recovery(cx);
     }
 
+    /// The voters whose promises the running recovery goes by (Q).
+    pub fn recovers_from(&self) -> Option<MemberSet> {
+        self.recovery.as_ref().map(|r| r.plan().quorum)
+    }
+
     /// Gives an event to the running recovery, if there is one.
     pub(crate) fn recovery_event(&mut self, event: RecoveryEvent, cx: &mut Cx<'_>) {
         let Some(recovery) = self.recovery.as_mut() else {
@@ -373,6 +378,8 @@ impl Engine {
             return;
         }
         self.opened = true;
+        let away = self.sync.live.is_some() && !self.witness_here();
+        mark::reached_if(away, Mark::OpenedWithoutWitness);
         self.limbo.clear();
         self.mode_dirty = true;
         let term = self.term;

@@ -485,7 +485,8 @@ impl Engine {
         while let Some(front) = self.stream.entries.front() {
             let missing = front.targets.and(trk).minus(front.acks);
             let waits = !missing.is_empty() && !mutant::on(Mutant::WindowCutAtCommit);
-            if !front.committed || waits {
+            // W5: tidx stops at what is committed.
+            if !(front.committed || self.passes_uncommitted(front)) || waits {
                 break;
             }
             let idx = self.stream.base;
@@ -495,6 +496,10 @@ impl Engine {
             self.stream.base = idx.next();
         }
         true
+    }
+
+    fn passes_uncommitted(&self, front: &Entry) -> bool {
+        self.sync.live.is_some() && front.op.is_none() && mutant::on(Mutant::TidxUncommitted)
     }
 
     fn drop_entry(&mut self, idx: Idx, entry: Entry, cx: &mut Cx<'_>) {

@@ -129,6 +129,7 @@ impl Engine {
             Standing::Joining { .. }
         );
         mark::reached_if(joining, Mark::DemotedWhileJoining);
+        mark::reached_if(!self.opened, Mark::ShrunkBeforeOpened);
         self.leave_trk(member);
         let (iss, trk) = (self.sync.iss.without(member), self.sync.trk.without(member));
         // The engine stops counting the member when it *issues* the SYNCSET (M7).

@@ -9,6 +9,8 @@ use crate::epochs::LiveEpochs;
 use crate::peer::Peer;
 use crate::syncset::Standing;
 use core::time::Duration;
+use trilith_block::mark::{self, Mark};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{Idx, MemberId, MemberSet, Monotonic};
 use trilith_wire::Message;
 
@@ -60,7 +62,8 @@ impl Engine {
         let rest = self.sync.iss.without(member);
         let room = self.sync.live.is_some_and(|live| live.has_room(rest));
         let here = rest.minus(self.counted_here()).is_empty();
-        self.open && room && !rest.is_empty() && here && self.witness_here()
+        let told = self.witness_here() || mutant::on(Mutant::DemotedWithoutWitness);
+        self.open && room && !rest.is_empty() && here && told
     }
 
     /// A member that is out can be told so: entries can be issued, or with a witness, which may be
@@ -108,6 +111,7 @@ impl Engine {
             return;
         };
         if live.look(&self.membership, |m| self.peers[m.index()].epoch_done) {
+            self.note_in_force(&live);
             self.sync.live = Some(live);
             self.flushes_moved = true;
             self.mode_dirty = true;
@@ -120,13 +124,23 @@ impl Engine {
         }
     }
 
+    /// What is worth knowing of an epoch that has got in force.
+    fn note_in_force(&self, live: &LiveEpochs) {
+        let alone = live.newest_in_force() && self.sync.iss.count() == 1;
+        let knows = |m: MemberId| self.peers[m.index()].epoch_done >= Some(self.sync.n);
+        let told = self.membership.witness.iter().all(knows);
+        mark::reached_if(alone && self.opened && told, Mark::GoesOnAlone);
+        mark::reached_if(alone && !told, Mark::InForceByTelling);
+    }
+
     /// W4: only the newest epoch, and only when all that it names have it durable.
     fn tell_witness(&mut self, witness: MemberId, cx: &mut Cx<'_>) {
         let (n, iss) = (self.sync.n, self.sync.iss);
         let durable = |m: MemberId| self.peers[m.index()].epoch_done >= Some(n);
         let peer = &self.peers[witness.index()];
         let told = peer.epoch_done.max(peer.epoch_sent) >= Some(n);
-        if told || !peer.is_ours() || !iss.iter().all(durable) {
+        let all = iss.iter().all(durable) || mutant::on(Mutant::WitnessToldFirst);
+        if told || !peer.is_ours() || !all {
             return;
         }
         let term = self.term;
@@ -194,6 +208,7 @@ impl Engine {
     pub(crate) fn note_flush_wants(&mut self, now: Monotonic) {
         let Some(live) = self.sync.live else { return };
         let front = self.flush_out.front().copied();
+        let front = front.filter(|_| !mutant::on(Mutant::FlushNotWaitedFor));
         for member in live.needed().iter() {
             let flushed = |m: MemberId, idx: Idx| idx <= self.peers[m.index()].flushed;
             let others = live.needed().without(member);

@@ -6,6 +6,7 @@ use crate::calls::What;
 use crate::entries::SyncSetFrame;
 use crate::machine::{Context, Replica};
 use crate::store::WitnessEpoch;
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{ConnId, Idx, MemberSet, SyncEpoch, Term};
 use trilith_wire::{Kind, Message};
 
@@ -92,6 +93,9 @@ impl Replica {
             return self.malformed(conn, cx);
         }
         let n = epoch.se.n;
+        if mutant::on(Mutant::WitnessRecordVolatile) {
+            return self.send(conn, &done(epoch.se.term, idx, n), cx);
+        }
         let call = |replica: &mut Self, token, _: &mut Context<'_>| {
             let store = replica.store.as_mut();
             store.map_or(Ok(()), |s| s.witness_epoch(token, epoch))

@@ -6,6 +6,7 @@ use crate::entropy::Entropy;
 use crate::network::{Character, Host};
 use crate::world::{MICROS, MILLIS, Nanos, SECONDS};
 use core::time::Duration;
+use trilith_block::{MemberId, MemberSet};
 use trilith_engine::config::{Sizes, Timing};
 use trilith_replica::store::Geometry;
 
@@ -182,8 +183,10 @@ pub struct Replacement {
 pub struct Config {
     /// Its seed.
     pub seed: u64,
-    /// Replicas.
+    /// Replicas, a witness among them.
     pub replicas: usize,
+    /// The last of them is a witness (7.1).
+    pub witness: bool,
     /// Size of the volume in bytes.
     pub capacity: u64,
     /// Atomic unit of the disks.
@@ -254,6 +257,10 @@ const LIARS_FROM: u64 = 10_000_000_000_000;
 const CHECKSUMS: core::ops::Range<u64> = 3_000_000..4_000_000;
 /// Seeds between have none, for the same reason.
 const CHECKSUMS_FROM: u64 = 20_000_000_000_000;
+/// These runs have two replicas and a witness (7.1).
+const WITNESSES: core::ops::Range<u64> = 5_000_000..6_000_000;
+/// One in eight of those from this seed on has as well.
+const WITNESSES_FROM: u64 = 80_000_000_000_000;
 /// Number of engine hosts; they come after the replicas' hosts.
 pub const ENGINE_HOSTS: usize = 2;
 
@@ -292,6 +299,22 @@ impl Config {
         (0..first).chain(first + ENGINE_HOSTS..hosts)
     }
 
+    /// Hosts of the first replicas that hold data.
+    pub fn data_hosts(&self) -> core::ops::Range<Host> {
+        0..self.replicas - usize::from(self.witness)
+    }
+
+    /// The replica on this host holds no data.
+    pub fn is_witness(&self, host: Host) -> bool {
+        self.witness && host + 1 == self.replicas
+    }
+
+    /// The witness, as a set of members.
+    pub fn witness_set(&self) -> MemberSet {
+        let member = MemberId::new(self.replicas - 1).filter(|_| self.witness);
+        member.map_or(MemberSet::EMPTY, MemberSet::of)
+    }
+
     /// Replicas that make a majority.
     pub fn majority(&self) -> usize {
         self.replicas / 2 + 1
@@ -311,7 +334,9 @@ impl Config {
 
     /// A configuration drawn from `entropy`.
     pub fn draw(seed: u64, entropy: &mut Entropy) -> Config {
-        let replicas = entropy.pick(&[3, 3, 3, 3, 3, 5, 1, 3]);
+        let drawn = entropy.pick(&[3, 3, 3, 3, 3, 5, 1, 3]);
+        let witness = has_witness(seed);
+        let replicas = if witness { 3 } else { drawn };
         let extents = entropy.range(1, 5);
         let ragged = if entropy.chance(1, 3) {
             4096 * entropy.range(1, 1023)
@@ -355,6 +380,7 @@ impl Config {
         let mut config = Config {
             seed,
             replicas,
+            witness,
             capacity: extents * (4 << 20) - ragged,
             sector: entropy.pick(&[512, 4096]),
             volatile_cache: !entropy.chance(1, 5),
@@ -402,8 +428,80 @@ impl Config {
         config.checksums = drawn && config.liars.is_empty() && entropy.chance(1, 2);
         crate::decay::draw(&mut config);
         draw_clock_ends(&mut config);
+        draw_witness(&mut config, quick);
         config
     }
+}
+
+/// Two replicas and a witness.
+fn has_witness(seed: u64) -> bool {
+    let late = seed >= WITNESSES_FROM && Entropy::from_seed(seed).fork(15).chance(1, 8);
+    WITNESSES.contains(&seed) || late
+}
+
+/// What must not go wrong with two copies only, and what shall: a replica is left behind for a while,
+/// then the other one goes, or the witness, or the engine, about when the first one returns.
+fn draw_witness(config: &mut Config, quick: bool) {
+    if !config.witness {
+        return;
+    }
+    let mut entropy = Entropy::from_seed(config.seed).fork(16);
+    // A disk that fails for good, or lies, takes the only copy there may be; a blank replica and a
+    // newcomer have no place (W16).
+    let fails = |fault: &Fault| matches!(fault, Fault::WriteErrors { .. });
+    config.plan.retain(|(_, fault)| !fails(fault));
+    config.liars.clear();
+    config.wiped = false;
+    config.replacement = None;
+    config.skew_ppm.truncate(config.hosts());
+    let unit = if quick { 100 * MILLIS } else { SECONDS };
+    for _ in 0..entropy.below(4) {
+        let at = entropy.below(config.safety);
+        let left = entropy.index(2);
+        let gap = entropy.range(3 * unit, 9 * unit);
+        let back = at + gap;
+        for a in config.replicas..config.replicas + ENGINE_HOSTS {
+            let cut = Fault::Cut {
+                a,
+                b: left,
+                both: true,
+                span: gap,
+                breaks: entropy.chance(1, 2),
+            };
+            config.plan.push((at, cut));
+        }
+        let around = |entropy: &mut Entropy| {
+            let early = entropy.skewed(MICROS, gap);
+            (back + entropy.skewed(MICROS, unit)).saturating_sub(early)
+        };
+        for _ in 0..entropy.range(1, 3) {
+            let when = around(&mut entropy);
+            let host = if entropy.chance(1, 2) { 1 - left } else { 2 };
+            let down = entropy.skewed(MILLIS, 6 * unit);
+            let fault = match entropy.below(5) {
+                0 => Fault::ReplicaCrash {
+                    host,
+                    stores: None,
+                    down,
+                },
+                1 => Fault::PowerLoss {
+                    hosts: vec![(host, down)],
+                    cut: draw_cut(&mut entropy),
+                    engine: entropy.chance(1, 4),
+                },
+                2 => Fault::EngineCrash {
+                    down: entropy.skewed(MICROS, unit),
+                    supersedes: entropy.chance(3, 4),
+                },
+                3 => Fault::TakeOver {
+                    kill: entropy.chance(1, 2),
+                },
+                _ => Fault::Pause { host, span: down },
+            };
+            config.plan.push((when, fault));
+        }
+    }
+    config.plan.sort_by_key(|(at, _)| *at);
 }
 
 impl Config {

@@ -196,7 +196,7 @@ impl Cluster {
                 .touches(BlockRange::new(Lba(block), Blocks(1)));
             there && checksum(disk, store, block) != 0
         });
-        let others: Vec<Host> = self.voter_hosts();
+        let others: Vec<Host> = self.data_hosts_after();
         known
             && others
                 .into_iter()
@@ -256,7 +256,7 @@ impl Cluster {
         let Some(host) = self.config.decay.as_ref().map(|mix| mix.host) else {
             return BTreeSet::new();
         };
-        if !self.voter_hosts().contains(&host) {
+        if !self.data_hosts_after().contains(&host) {
             return BTreeSet::new();
         }
         let disk = self.hosts[host].disk.as_ref();

@@ -55,9 +55,34 @@ const CHEAP: &[(Mutant, u64)] = &[
     (Mutant::JointIgnored, 1_000_122),
     (Mutant::LossNotHandedOn, 5_519_027_745_959),
     (Mutant::BlankHeard, 10_000_000_004_000),
+    (Mutant::WitnessIgnoredInBase, 5_000_029),
+    (Mutant::BaseLeftBehind, 5_000_029),
+    (Mutant::LoneEpochClean, 5_000_501),
+    (Mutant::LoneEpochApart, 5_012_748),
+    (Mutant::InForceByFewer, 5_000_043),
+    (Mutant::CommitsBeforeInForce, 5_000_015),
+    (Mutant::WitnessToldFirst, 5_000_053),
+    (Mutant::TidxUncommitted, 5_000_028),
+    (Mutant::WitnessRecordVolatile, 5_000_043),
     (Mutant::NbdFuaDropped, 1_000_043),
     (Mutant::NbdFlushDropped, 1_000_002),
 ];
+
+/// Rules of volumes with a witness: only seeds from here on have one.
+const OF_WITNESS: &[Mutant] = &[
+    Mutant::WitnessIgnoredInBase,
+    Mutant::BaseLeftBehind,
+    Mutant::LoneEpochClean,
+    Mutant::LoneEpochApart,
+    Mutant::InForceByFewer,
+    Mutant::CommitsBeforeInForce,
+    Mutant::WitnessToldFirst,
+    Mutant::TidxUncommitted,
+    Mutant::DemotedWithoutWitness,
+    Mutant::FlushNotWaitedFor,
+    Mutant::WitnessRecordVolatile,
+];
+const WITNESS_SEEDS_FROM: u64 = 5_000_000;
 
 /// Seeds to try, and how.
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +118,12 @@ pub fn quarter(number: Option<u64>) -> Vec<Mutant> {
 
 /// Runs seeds with a broken rule until one fails that passes with the rule. `None`: it survived.
 pub fn hunt(broken: Mutant, bounds: Bounds) -> Option<Catch> {
+    let from = if OF_WITNESS.contains(&broken) {
+        WITNESS_SEEDS_FROM
+    } else {
+        bounds.from
+    };
+    let bounds = Bounds { from, ..bounds };
     let cheap = CHEAP.iter().filter(|(mutant, _)| *mutant == broken);
     for (_, seed) in cheap {
         let one = Bounds {

@@ -429,7 +429,7 @@ fn many(arguments: &Arguments) -> ExitCode {
         );
     }
     #[cfg(feature = "proof")]
-    if !proof::tell_marks(arguments.marks, arguments.trace) {
+    if !proof::tell_marks(&arguments) {
         return ExitCode::FAILURE;
     }
     if total.failures.is_empty() {
@@ -443,6 +443,7 @@ fn many(arguments: &Arguments) -> ExitCode {
 #[cfg(feature = "proof")]
 mod proof {
     use super::Arguments;
+    use sim::config::Config;
     use sim::hunt::{Bounds, hunt, quarter, rate};
     use std::process::ExitCode;
     use std::time::Instant;
@@ -469,6 +470,16 @@ mod proof {
         Mark::KilledBeforeMarker,
     ];
 
+    /// Marks of volumes with a witness: of seeds with one they must be hit, and no others.
+    const OF_WITNESS: &[Mark] = &[
+        Mark::LoneEpoch,
+        Mark::LeftBehindWaits,
+        Mark::GoesOnAlone,
+        Mark::InForceByTelling,
+        Mark::ShrunkBeforeOpened,
+        Mark::OpenedWithoutWitness,
+    ];
+
     /// The mutant of a name.
     pub(crate) fn named(name: &str) -> Result<Mutant, String> {
         let known = || {
@@ -479,14 +490,15 @@ mod proof {
         found.copied().ok_or_else(known)
     }
 
-    /// Names the coverage marks that were not hit; with `counts` tells how often each was. False: one
-    /// that `must` be was not.
-    pub(crate) fn tell_marks(must: bool, counts: bool) -> bool {
+    /// Names the coverage marks that were not hit; with `--trace` tells how often each was. False: one
+    /// that `--marks` demands was not.
+    pub(crate) fn tell_marks(arguments: &Arguments) -> bool {
+        let with_witness = Config::from_seed(arguments.from).witness;
         let (mut missed, mut wrong) = (0, 0);
         for mark in Mark::ALL {
             let count = count(*mark);
-            let rare = SELDOM.contains(mark);
-            if count == 0 || counts {
+            let rare = SELDOM.contains(mark) || OF_WITNESS.contains(mark) != with_witness;
+            if count == 0 || arguments.trace {
                 let note = if rare { " (seldom)" } else { "" };
                 println!("{count:9} times {mark:?}{note}: {}", mark.text());
             }
@@ -495,7 +507,7 @@ mod proof {
         }
         let all = Mark::ALL.len();
         println!("{missed} of {all} coverage marks not hit, {wrong} of them must be");
-        wrong == 0 || !must
+        wrong == 0 || !arguments.marks
     }
 
     /// Looks for every mutant, or for those of a quarter, and prints a table.

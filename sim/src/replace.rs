@@ -119,6 +119,13 @@ impl Cluster {
         host < self.config.replicas || self.supervisor.newcomer
     }
 
+    /// Hosts of the replicas that hold data in the end.
+    pub fn data_hosts_after(&self) -> Vec<Host> {
+        let mut hosts = self.voter_hosts();
+        hosts.retain(|host| !self.config.is_witness(*host));
+        hosts
+    }
+
     /// Hosts of the replicas that vote in the end.
     pub fn voter_hosts(&self) -> Vec<Host> {
         let voters = match self.config.replacement {
@@ -149,7 +156,7 @@ impl Cluster {
             let Some(disk) = self.hosts[host]
                 .disk
                 .as_ref()
-                .filter(|_| !self.is_wiped(host))
+                .filter(|_| !self.is_wiped(host) && !self.config.is_witness(host))
             else {
                 continue;
             };
@@ -158,6 +165,10 @@ impl Cluster {
             if value.is_some_and(|v| good.contains(&v)) {
                 holders = holders.with(member(self.config.member_of(host)));
             }
+        }
+        if self.config.witness {
+            // Who has to hold it is named by epochs; one that is about to join holds all of it.
+            return holders;
         }
         complete.map_or(holders, |set| holders.and(set))
     }

@@ -347,7 +347,9 @@ impl Cluster {
             }
         }
         for host in self.config.dead.clone() {
-            self.bury(host);
+            if self.may_be_lost(host) {
+                self.bury(host);
+            }
         }
         for host in self.config.replica_hosts() {
             if !self.hosts[host].gone && self.has_a_place(host) {
@@ -368,6 +370,25 @@ impl Cluster {
         self.ensure_engine();
         self.attach_all();
         self.world.after(50 * MILLIS, Event::Probe);
+    }
+
+    /// The volume can do without this replica (7.1: with a witness only while both were in sync by
+    /// all that is durable, for the other one alone has what was acknowledged since).
+    fn may_be_lost(&self, host: Host) -> bool {
+        if !self.config.witness || self.config.is_witness(host) {
+            return true;
+        }
+        let newest = self.supervisor.seen_facts().map(|(_, f)| f);
+        let newest = newest.max_by_key(|f| f.se);
+        let other = self.config.data_hosts().find(|other| *other != host);
+        let other = self
+            .supervisor
+            .seen_facts()
+            .find(|(h, _)| Some(*h) == other);
+        matches!((newest, other), (Some(newest), Some((_, other)))
+            if newest.iss.contains(other.member)
+                && other.se.term == newest.se.term
+                && other.is_complete())
     }
 
     /// A replica never comes back.
@@ -581,7 +602,7 @@ impl Cluster {
     /// I21: all replicas hold the same bytes; before a scrub rot is no matter.
     fn compare(&mut self, scrubbed: bool) {
         let disks: Vec<&Disk> = self
-            .voter_hosts()
+            .data_hosts_after()
             .into_iter()
             .filter_map(|h| self.hosts[h].disk.as_ref())
             .collect();

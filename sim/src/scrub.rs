@@ -128,7 +128,7 @@ impl Cluster {
     }
 
     fn voter_disks(&self) -> Vec<&Disk> {
-        self.voter_hosts()
+        self.data_hosts_after()
             .into_iter()
             .filter_map(|h| self.hosts[h].disk.as_ref())
             .collect()
@@ -145,7 +145,7 @@ impl Cluster {
 
     /// Some copies rot, fewer of a block than make a majority.
     fn rot(&mut self, count: u64) {
-        let hosts = self.voter_hosts();
+        let hosts = self.data_hosts_after();
         let blocks: Vec<u64> = self.history.written_blocks().into_iter().collect();
         if blocks.is_empty() {
             return;

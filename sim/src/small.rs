@@ -163,6 +163,7 @@ fn config(order: u64, faults: Vec<(u64, Fault)>) -> Config {
     Config {
         seed: order,
         replicas: 3,
+        witness: false,
         capacity: 2 * (4 << 20),
         sector: 4096,
         volatile_cache: true,

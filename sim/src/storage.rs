@@ -128,8 +128,12 @@ impl Cluster {
                 None => first,
             },
             newcomer,
-            witness: MemberSet::EMPTY,
-            iss: if newcomer { MemberSet::EMPTY } else { first },
+            witness: self.config.witness_set(),
+            iss: if newcomer {
+                MemberSet::EMPTY
+            } else {
+                first.minus(self.config.witness_set())
+            },
             capacity: self.config.capacity,
             geometry: self.config.geometry,
             same_device: false,

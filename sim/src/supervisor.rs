@@ -10,7 +10,7 @@ use crate::network::Host;
 use crate::process::{Effect, EngineProgram, Node, Program};
 use crate::world::{MILLIS, Nanos, SECONDS};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use trilith_block::{Actions, Buffers, Machine, MemberId, Membership, Uuid};
+use trilith_block::{Actions, Buffers, Machine, MemberId, MemberSet, Membership, Uuid};
 use trilith_engine::{Engine, EngineConfig, ExitReason, Mode, Operator, ScrubConfig, Waiting};
 
 /// What the supervisor and the operator know.
@@ -218,8 +218,8 @@ impl Cluster {
         }
         config.attach_epoch = epoch;
         self.supervisor.attached.insert(uuid, epoch);
-        // Once a replacement has begun only the replicas know.
-        config.cfg_gen = u64::from(!self.supervisor.newcomer);
+        // Once a replacement has begun, and of a witness, only the replicas know.
+        config.cfg_gen = u64::from(!self.supervisor.newcomer && !self.config.witness);
         config.loss_bound = self.supervisor.client_loss;
         config.capacity_bytes = if self.entropy.chance(1, 2) {
             self.config.capacity
@@ -387,8 +387,11 @@ impl Cluster {
             let why = format!("5.1: replica {host} voted for a lower attach epoch: {facts:?}");
             lower.then_some(why)
         });
-        let majority = self.config.majority();
-        let small = facts.se.n > 0 && facts.iss.count() < majority;
+        let small = if self.config.witness {
+            facts.iss.is_empty() || !facts.iss.and(self.config.witness_set()).is_empty()
+        } else {
+            facts.se.n > 0 && facts.iss.count() < self.config.majority()
+        };
         let before = self.supervisor.seen.insert(host, facts);
         let told = !facts.is_complete() && before.is_some_and(|b| b.is_complete());
         if told {
@@ -466,7 +469,16 @@ impl Cluster {
                 let why = format!("T18: blank member {} has promised", blank.member);
                 return self.fail(why);
             }
-            if !decides(&status.membership, status.counted) {
+            let enough = if self.config.witness {
+                // W12: who holds the data, and who decides.
+                let led = status.members.iter().filter(|m| m.promised);
+                let led = led.fold(MemberSet::EMPTY, |set, m| set.with(m.member));
+                let all = status.in_sync.minus(led).is_empty() && !status.counted.is_empty();
+                all && led.count() >= self.config.majority() && self.may_be_in_force(term)
+            } else {
+                decides(&status.membership, status.counted)
+            };
+            if !enough {
                 let why = format!("R8: active in term {term} with {:?}", status.counted);
                 return self.fail(why);
             }

@@ -608,7 +608,7 @@ impl Cluster {
             };
             let Some(good) = good else { continue };
             let holders = self.holders(block, stable, &good);
-            if !self.is_decided(holders) {
+            if !self.is_at_enough(holders) {
                 let rule = if stable { "Q6" } else { "I4" };
                 return self.fail(format!(
                     "{rule}: #{number} {:?} is answered, and {holders:?} hold block {block} ({good:?})",
@@ -635,7 +635,7 @@ impl Cluster {
             let good = self.history.acceptable_since(block, written.invoked);
             let Some(good) = good else { continue };
             let holders = self.holders(block, false, &good);
-            if !self.is_decided(holders) {
+            if !self.is_at_enough(holders) {
                 return self.fail(format!(
                     "I14: #{number} reads #{value} in block {block}, which {holders:?} hold"
                 ));

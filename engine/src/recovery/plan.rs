@@ -178,13 +178,16 @@ pub fn plan(
         return Err(Blocked::NoMajority { missing });
     }
     // W9: S, what the witness says of it included.
+    let deaf = mutant::on(Mutant::WitnessIgnoredInBase);
     let newest = distinct
         .iter()
+        .filter(|p| !deaf || membership.data().contains(p.member))
         .max_by_key(|p| p.state.se)
         .map(|p| (p.state.se, p.state.iss))
         .unwrap_or_default();
     let tm = newest.0.term;
-    let named = membership.has_witness().then_some(newest.1);
+    let any = mutant::on(Mutant::BaseLeftBehind);
+    let named = (membership.has_witness() && !any).then_some(newest.1);
     // From here on of those that hold data: the witness has no part in it (W1).
     let q: Vec<Voter<'_>> = distinct
         .iter()
@@ -336,7 +339,9 @@ fn is_lossy_with_witness(
     let goes_on = before
         .max_by_key(|p| p.state.se)
         .is_some_and(|p| p.state.se.term == se.term && p.state.iss == iss);
-    !untainted && !mark::reached_if(all && alone && !goes_on, Mark::KnownByDemotion)
+    let goes_on = goes_on && !mutant::on(Mutant::LoneEpochApart);
+    let all = all || mutant::on(Mutant::LoneEpochClean);
+    !untainted && !mark::reached_if(all && alone && !goes_on, Mark::LoneEpoch)
 }
 
 /// R2, the policy: go on at once when nobody is missing, else after the configured wait. Never with
@@ -355,6 +360,7 @@ fn may_lose(
         membership.is_majority(set_of(q.iter().filter(|v| v.works())))
     };
     if !flushed_is_there {
+        mark::reached_if(membership.has_witness(), Mark::LeftBehindWaits);
         return Err(Blocked::NoSource { missing });
     }
     if missing.is_empty() {

@@ -12,7 +12,9 @@ use crate::disk::{Disk, File};
 use crate::network::Host;
 use crate::process::Node;
 use std::collections::{BTreeMap, BTreeSet};
-use trilith_block::{BlockRange, Blocks, ChunkMap, ExtentNo, Idx, Lba, MemberId, SyncEpoch};
+use trilith_block::{
+    BlockRange, Blocks, ChunkMap, ExtentNo, Idx, Lba, MemberId, MemberSet, SyncEpoch,
+};
 use trilith_replica::store::{Facts, MapName, Store};
 use trilith_wire::{SlotStatus, WindowRecord};
 
@@ -128,12 +130,12 @@ impl Cluster {
     /// tainted, or by the dirty map that the sound one keeps for the other.
     fn coverage(&mut self) -> Option<String> {
         let seen = self.supervisor.seen_facts().map(|(_, f)| f.se).max()?;
-        let replicas = self.config.replicas;
+        let data = self.config.data_hosts();
         let (hosts, history) = (&mut self.hosts, &self.history);
         let bad = |b: &u64| self.scrubs.rotten.contains(b) || self.betrayals.contains(*b);
         let mut parts: Vec<(Host, Facts, Claims<'_>, &Disk)> = Vec::new();
         let wiped = &self.healing.wiped;
-        for (host, state) in hosts[..replicas].iter_mut().enumerate() {
+        for (host, state) in hosts[data].iter_mut().enumerate() {
             if wiped.contains(&host) {
                 continue; // It has no say: nobody keeps a map for it.
             }
@@ -175,7 +177,7 @@ impl Cluster {
 
     /// I10: overlapping entries complete in order: none is accepted before an earlier one.
     fn order_of_windows(&mut self) -> Option<String> {
-        for (host, state) in self.hosts[..self.config.replicas].iter_mut().enumerate() {
+        for (host, state) in self.hosts[self.config.data_hosts()].iter_mut().enumerate() {
             let Some(store) = store_of(&mut state.node) else {
                 continue;
             };
@@ -200,7 +202,7 @@ impl Cluster {
     /// I12: what a complete, sound replica has written for entries at or below its watermark is on
     /// stable media, and it has accepted all of them.
     fn stable_prefix(&mut self) -> Option<String> {
-        for (host, state) in self.hosts[..self.config.replicas].iter_mut().enumerate() {
+        for (host, state) in self.hosts[self.config.data_hosts()].iter_mut().enumerate() {
             let (Some(store), Some(disk)) = (store_of(&mut state.node), state.disk.as_ref()) else {
                 continue;
             };
@@ -214,7 +216,7 @@ impl Cluster {
     /// I13, second half: within an epoch no slot above tidx goes away.
     fn kept_slots(&mut self) -> Option<String> {
         let mut broken = None;
-        for (host, state) in self.hosts[..self.config.replicas].iter_mut().enumerate() {
+        for (host, state) in self.hosts[self.config.data_hosts()].iter_mut().enumerate() {
             let life = state.lives;
             let Some(store) = store_of(&mut state.node) else {
                 self.watcher.windows.remove(&host);
@@ -245,7 +247,7 @@ impl Cluster {
             return None;
         }
         let status = engine.machine.status(clock);
-        for (host, state) in self.hosts[..self.config.replicas].iter_mut().enumerate() {
+        for (host, state) in self.hosts[self.config.data_hosts()].iter_mut().enumerate() {
             let Some(store) = store_of(&mut state.node) else {
                 continue;
             };
@@ -330,7 +332,7 @@ impl Cluster {
             let Some(good) = self.history.acceptable(block, now) else {
                 continue;
             };
-            for host in (0..self.config.replicas).filter(counts) {
+            for host in self.config.data_hosts().filter(counts) {
                 let Some(disk) = self.hosts[host].disk.as_ref() else {
                     continue;
                 };
@@ -445,10 +447,16 @@ impl Cluster {
                     && (f.se.term > facts.se.term
                         || (f.se.term == facts.se.term && !f.iss.contains(me)))
             })
-            .count();
-        if agree < self.config.majority() {
+            .fold(MemberSet::EMPTY, |set, (_, f)| set.with(f.member));
+        let enough = if self.config.witness {
+            // W8: its own record is the second of three.
+            facts.iss.minus(agree).is_empty()
+        } else {
+            agree.count() >= self.config.majority()
+        };
+        if !enough {
             self.fail(format!(
-                "D1: replica {host} is told {:?} in {:?}, and {agree} others have an epoch \
+                "D1: replica {host} is told {:?} in {:?}, and only {agree:?} have an epoch \
                  without it",
                 facts.iss, facts.se
             ));

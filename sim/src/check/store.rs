@@ -315,6 +315,9 @@ impl Cluster {
                 why = why.or_else(|| watch.check_flushed(disk, &before, &facts));
             }
         }
+        if self.config.witness && before.is_some_and(|b| b.loss < facts.loss) {
+            why = why.or_else(|| self.check_loss(&facts));
+        }
         if let Some(before) = before.filter(|b| b.se != facts.se) {
             why = why.or_else(|| self.check_epoch(host, store, &before, &facts));
         }
@@ -344,6 +347,9 @@ impl Cluster {
             }
         }
         let me = facts.member;
+        if facts.is_witness() {
+            return self.check_witness(facts);
+        }
         if !facts.iss.contains(me) {
             // D1: those that count know that it is out.
             let knowing = members(self.durable_facts().filter(|(h, f)| {
@@ -353,7 +359,12 @@ impl Cluster {
             }));
             // One that is being rebuilt hears of the epochs of others, maybe later than of its own join.
             let was_out = before.se.term == facts.se.term && !before.is_complete();
-            if !was_out && !self.is_decided(knowing) {
+            let known = if facts.config.has_witness() {
+                facts.iss.minus(knowing).is_empty()
+            } else {
+                self.is_decided(knowing)
+            };
+            if !was_out && !known {
                 return Some(format!("D1: told that it is out in {:?}", facts.se));
             }
             self.watches[host].expected = self.common_dirty(host, facts);
@@ -363,9 +374,101 @@ impl Cluster {
         None
     }
 
+    /// W10: no recovery is lossy that goes by the promise of a replica which has everything.
+    fn check_loss(&mut self, facts: &Facts) -> Option<String> {
+        let engines = self
+            .hosts
+            .iter_mut()
+            .filter_map(|h| h.node.as_mut()?.engine());
+        let mut quorums = engines
+            .filter(|e| e.uuid == facts.voted)
+            .filter_map(|e| e.machine.recovers_from());
+        let quorum = quorums.next()?;
+        let mut others = self
+            .durable_facts()
+            .filter(|(_, f)| f.member != facts.member);
+        if others.any(|(_, f)| facts.loss <= f.loss) {
+            return None; // Handed on (C22).
+        }
+        let promised = || {
+            self.durable_facts()
+                .filter(|(_, f)| f.term == facts.term && quorum.contains(f.member))
+        };
+        let newest = promised().map(|(_, f)| f).max_by_key(|f| f.se)?;
+        if newest.se.term == facts.term {
+            return None; // The term has begun: nobody can tell any more who was asked.
+        }
+        let has_all = |f: &Facts| {
+            let named = newest.iss.contains(f.member);
+            f.se.term == newest.se.term && f.is_complete() && named && !f.tainted
+        };
+        let (host, good) = promised().find(|(_, f)| has_all(f))?;
+        Some(format!(
+            "W10: loss epoch {} though replica {host} has all: {good:?}",
+            facts.loss
+        ))
+    }
+
+    /// W4: what the witness says, all say that it names.
+    fn check_witness(&self, facts: &Facts) -> Option<String> {
+        let have = members(self.durable_facts().filter(|(_, f)| f.se >= facts.se));
+        let early = facts.iss.minus(have);
+        (!early.is_empty()).then(|| {
+            let (se, iss) = (facts.se, facts.iss);
+            format!("W4: the witness has {se:?} of {iss:?}, which {early:?} do not")
+        })
+    }
+
+    /// W2: the newest epoch of this term that is in force by what is durable, and whom it and all that
+    /// are newer name.
+    pub fn in_force(&self, term: u64) -> Option<(u32, MemberSet)> {
+        let of_term = || {
+            self.durable_facts()
+                .filter(move |(_, f)| f.se.term.0 == term)
+        };
+        let holders = |n: u32| members(of_term().filter(|(_, f)| n <= f.se.n));
+        let holds = |f: &Facts| {
+            let holders = holders(f.se.n);
+            f.iss.minus(holders).is_empty() && holders.count() >= self.config.majority()
+        };
+        let newest = of_term()
+            .filter(|(_, f)| holds(f))
+            .map(|(_, f)| f.se.n)
+            .max()?;
+        let named = of_term().filter(|(_, f)| newest <= f.se.n);
+        Some((
+            newest,
+            named.fold(MemberSet::EMPTY, |set, (_, f)| set.or(f.iss)),
+        ))
+    }
+
+    /// Some epoch of this term is in force, or was before a newer term began.
+    pub fn may_be_in_force(&self, term: u64) -> bool {
+        let newer = self.durable_facts().any(|(_, f)| f.se.term.0 > term);
+        newer || self.in_force(term).is_some()
+    }
+
+    /// Who holds the data: a majority that decides, or with a witness everyone whom an epoch in force,
+    /// or one after it, names (W3). What a newer term has not begun with yet, nobody can tell.
+    pub fn is_at_enough(&self, holders: MemberSet) -> bool {
+        if !self.config.witness {
+            return self.is_decided(holders);
+        }
+        let newest = self.durable_facts().map(|(_, f)| f.se.term.0).max();
+        match newest.and_then(|term| self.in_force(term)) {
+            Some((_, named)) => named.minus(holders).is_empty(),
+            None => !holders.is_empty(),
+        }
+    }
+
     /// What all in-sync replicas of this term but `host` have dirty for those outside trk.
     fn common_dirty(&mut self, host: Host, facts: &Facts) -> BTreeMap<MemberId, ChunkMap> {
-        let absent = facts.config.voters.minus(facts.trk).without(facts.member);
+        let absent = facts
+            .config
+            .voters
+            .and(facts.config.data())
+            .minus(facts.trk)
+            .without(facts.member);
         let mut common: BTreeMap<MemberId, ChunkMap> = BTreeMap::new();
         let mut first = true;
         for other in self.config.replica_hosts() {
