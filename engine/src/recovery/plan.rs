@@ -319,29 +319,30 @@ fn is_lossy(q: &[Voter<'_>], voters: MemberSet, missing: MemberSet) -> bool {
 }
 
 /// W10: clean iff a candidate is untainted, for each of them has every entry that was committed. M7's
-/// counterpart: when all three promised and a tainted base alone holds an epoch that names nobody
-/// else, that epoch never got in force. Nothing was committed behind its SYNCSET, and what was before
-/// it is durable at the base by the barrier. Not so where the newest epoch of the others names the base
-/// alone too: they are one (W2), and the base may have committed by itself ever since.
+/// counterpart: when all three promised, a tainted candidate alone holds the newest epoch, and the
+/// newest epoch of the same term among the others names another set, this one never got in force.
+/// Nothing was committed behind its SYNCSET or TERMSTART, and what was before it is durable at its
+/// holder by the barrier. If the others name the same set, the epochs are one (W2), and the holder
+/// may have committed by itself ever since.
 fn is_lossy_with_witness(
     q: &[Voter<'_>],
     promises: &[&Promise],
     (se, iss): (SyncEpoch, MemberSet),
     all: bool,
 ) -> bool {
-    let untainted = q.iter().any(|v| v.candidate && v.works() && !v.void);
-    let mut holders = promises.iter().filter(|p| p.state.se == se);
-    let alone = match (holders.next(), holders.next()) {
-        (Some(only), None) => iss == MemberSet::EMPTY.with(only.member),
-        _ => false,
-    };
-    let before = promises.iter().filter(|p| p.state.se < se);
-    let goes_on = before
+    let mut candidates = q.iter().filter(|v| v.candidate && v.works());
+    let untainted = candidates.clone().any(|v| !v.void);
+    let holder = candidates.find(|v| v.promise.state.se == se);
+    let alone = promises.iter().filter(|p| p.state.se == se).count() == 1;
+    let goes_on = promises
+        .iter()
+        .filter(|p| p.state.se < se)
         .max_by_key(|p| p.state.se)
         .is_some_and(|p| p.state.se.term == se.term && p.state.iss == iss);
     let goes_on = goes_on && !mutant::on(Mutant::LoneEpochApart);
     let all = all || mutant::on(Mutant::LoneEpochClean);
-    !untainted && !mark::reached_if(all && alone && !goes_on, Mark::LoneEpoch)
+    let never_in_force = all && holder.is_some() && alone && !goes_on;
+    !untainted && !mark::reached_if(never_in_force, Mark::LoneEpoch)
 }
 
 /// R2, the policy: go on at once when nobody is missing, else after the configured wait. Never with

@@ -180,6 +180,30 @@ fn a_shrink_after_a_join_that_never_got_in_force_fences_nobody() {
 }
 
 #[test]
+fn a_start_or_a_join_that_only_the_lost_one_has_fences_nobody() {
+    // TERMSTART got to D1, not to D2, and D1 lost its power: nothing was committed in that term.
+    let start = promise(0, (4, 0), &BOTH, 9).w(9).tainted(&[]);
+    let q = [start, promise(1, (3, 0), &BOTH, 9), witness((3, 0), &BOTH)];
+    assert_eq!(outcome(after(&q, 0)), (false, member(0), set(&BOTH)));
+    // Without the witness nobody knows.
+    assert!(after(&q[..2], 0).unwrap().lossy);
+    // The SYNCSET by which D2 joins got to D1 only: from its issue on D2 was asked for (W3).
+    let join = promise(0, (3, 3), &BOTH, 9).w(9).tainted(&[]);
+    let q = [join, promise(1, (3, 2), &[0], 9), witness((3, 1), &[0])];
+    assert_eq!(outcome(after(&q, 0)), (false, member(0), set(&BOTH)));
+    // Both were in force without a break: D2, void as well, may have had what D1 has lost.
+    let healed = promise(0, (3, 1), &BOTH, 9).w(5).tainted(&[]);
+    let other = promise(1, (3, 0), &BOTH, 9).w(5).tainted(&[]);
+    let q = [healed, other, witness((3, 0), &BOTH)];
+    assert!(after(&q, 0).unwrap().lossy);
+    // The holder of the newest epoch has no device: what it had is not there.
+    let mut failed = promise(0, (3, 3), &BOTH, 9);
+    failed.state.flags.failed = true;
+    let q = [failed, promise(1, (3, 2), &[0], 9), witness((3, 1), &[0])];
+    assert_eq!(after(&q, 1_000_000), no_source(&[]));
+}
+
+#[test]
 fn a_base_that_failed_is_no_source_however_long_one_waits() {
     let mut failed = promise(0, (3, 1), &[0], 9);
     failed.state.flags.failed = true;

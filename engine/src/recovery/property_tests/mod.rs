@@ -8,11 +8,13 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec;
 use core::time::Duration;
 use trilith_block::{
-    BlockRange, BufSlice, Buffers, ExtentNo, Idx, Lba, MemberSet, Monotonic, SyncEpoch, Term, Uuid,
+    BlockRange, BufSlice, Buffers, ExtentNo, Idx, Lba, MemberSet, Membership, Monotonic, SyncEpoch,
+    Term, Uuid,
 };
 use trilith_wire::{EntryStatus, SlotStatus, StateFlags};
 
 mod term;
+mod witness;
 
 /// Blocks that are written, in four chunks of three extents.
 const PLACES: [(u64, u32); 4] = [(0, 6), (30, 4), (1024, 6), (3068, 4)];
@@ -76,6 +78,8 @@ struct Engine {
     flushes: BTreeMap<u64, BTreeMap<u64, usize>>,
     /// Epoch number by which a member was demoted.
     out: BTreeMap<usize, u32>,
+    /// Of a volume with a witness.
+    running: Option<witness::Running>,
 }
 
 /// What may be read at a block: the values in the order of their entries, which of them is
@@ -98,6 +102,10 @@ struct World {
     pool: Pool,
     /// A lossy attempt may have changed some members already.
     lossy_tried: bool,
+    /// Who votes and holds no data, if one does.
+    witness: MemberSet,
+    /// The newest term has begun and is not in force yet: its values and its loss epoch.
+    unopened: Option<(Data, u32)>,
     seen: BTreeMap<&'static str, u64>,
 }
 
@@ -170,6 +178,8 @@ impl World {
             term: 1,
             pool: Pool::default(),
             lossy_tried: false,
+            witness: MemberSet::EMPTY,
+            unopened: None,
             seen: BTreeMap::new(),
         }
     }
@@ -180,6 +190,18 @@ impl World {
 
     fn voters(&self) -> MemberSet {
         MemberSet::first(self.members.len())
+    }
+
+    /// Those that hold data.
+    fn data(&self) -> MemberSet {
+        self.voters().minus(self.witness)
+    }
+
+    fn membership(&self) -> Membership {
+        Membership {
+            witness: self.witness,
+            ..self.voters().into()
+        }
     }
 
     fn majority(&self) -> usize {
@@ -226,7 +248,7 @@ impl World {
             }
             let mut promises: Vec<Promise> = q.iter().map(|m| self.promise(*m)).collect();
             for p in &mut promises {
-                p.state.flags.failed = self.rng.chance(4);
+                p.state.flags.failed = self.rng.chance(4) && !self.witness.contains(p.member);
             }
             let patient = self.rng.chance(70);
             let waited = if patient {
@@ -240,15 +262,21 @@ impl World {
                 small_bytes,
                 ..policy()
             };
-            let plan = match plan(&promises, self.voters(), &policy) {
+            let plan = match plan(&promises, self.membership(), &policy) {
                 Ok(plan) => plan,
-                Err(Blocked::WaitForMore { .. } | Blocked::NoSource { .. }) => continue,
+                Err(Blocked::WaitForMore { .. } | Blocked::NoSource { .. }) => {
+                    self.saw("waits");
+                    continue;
+                }
                 Err(other @ Blocked::NoMajority { .. }) => panic!("{other:?}"),
             };
             let canonical = self.check(&plan);
             self.saw(if plan.lossy { "lossy" } else { "clean" });
             if !plan.overrides.is_empty() {
                 self.saw("overrides");
+            }
+            if !plan.lossy && self.members[plan.base.index()].tainted {
+                self.saw("clean with a tainted base");
             }
             let raised = plan.loss > self.loss;
             let term = self.term;
@@ -262,6 +290,11 @@ impl World {
             }
             self.lossy_tried |= raised;
             self.saw("minority");
+            if !self.witness.is_empty() && self.rng.chance(70) {
+                // A later epoch of the term may get in force.
+                self.unopened = Some((canonical, plan.loss));
+                return Some((outcome, term));
+            }
             self.engine_dies();
         }
         None
@@ -452,7 +485,7 @@ impl World {
                 iss,
                 loss,
             } => {
-                let voters = self.voters();
+                let data = self.data();
                 let me = self.reach(member)?;
                 me.flush();
                 me.se = SyncEpoch {
@@ -467,7 +500,7 @@ impl World {
                 me.need = recovery.limbo().clone();
                 (me.tainted, me.loss) = (false, loss);
                 me.dirty = MemberMaps::new();
-                for p in voters.minus(iss).iter() {
+                for p in data.minus(iss).iter() {
                     *me.dirty.get_mut(p) = recovery.dirty(p).clone();
                 }
                 me.dirty_durable = me.dirty.clone();
@@ -503,22 +536,16 @@ impl World {
             let found = written(&self.members[p.index()].now);
             assert_eq!(found, written(canonical), "seed {}, member {p}", self.seed);
         }
-        let active = outcome.counted.count() >= self.majority();
+        if self.is_agreed(outcome) {
+            self.agreed(canonical, plan.loss, outcome.counted);
+            return true;
+        }
         for lba in places() {
             let limbo = plan.limbo.touches(crate::recovery::testing::range(lba, 1));
             let h = self.history.get_mut(&lba).unwrap();
-            let at = h
-                .values
-                .iter()
-                .rposition(|v| *v == canonical[&lba])
-                .unwrap();
-            if active {
-                *h = History {
-                    values: vec![canonical[&lba]],
-                    committed: 0,
-                    flushed: 0,
-                };
-            } else if !limbo {
+            let same = |v: &u64| *v == canonical[&lba];
+            let at = h.values.iter().rposition(same).unwrap();
+            if !limbo {
                 // It may be read now, so it must stay. Nothing may be read before the client has
                 // accepted the loss, and then the same holds.
                 h.committed = at;
@@ -526,17 +553,27 @@ impl World {
                 h.committed = h.flushed;
             }
         }
-        if active {
-            self.loss = plan.loss;
-            self.lossy_tried = false;
-            for p in outcome.counted.iter() {
-                // OPENED reaches some of them.
-                if self.rng.chance(80) {
-                    self.members[p.index()].need.clear();
-                }
+        false
+    }
+
+    /// The limbo is over: these are the values.
+    fn agreed(&mut self, canonical: &Data, loss: u32, counted: MemberSet) {
+        for lba in places() {
+            let only = History {
+                values: vec![canonical[&lba]],
+                committed: 0,
+                flushed: 0,
+            };
+            self.history.insert(lba, only);
+        }
+        self.loss = loss;
+        self.lossy_tried = false;
+        for p in counted.iter() {
+            // OPENED reaches some of them.
+            if self.rng.chance(80) {
+                self.members[p.index()].need.clear();
             }
         }
-        active
     }
 }
 
@@ -548,9 +585,23 @@ fn histories() -> u64 {
 
 #[test]
 fn what_must_survive_survives_random_histories() {
+    let wanted = [
+        "clean",
+        "lossy",
+        "minority",
+        "overrides",
+        "told",
+        "join",
+        "another source",
+        "another value",
+    ];
+    run(World::new, histories(), &wanted);
+}
+
+fn run(new: fn(u64) -> World, count: u64, wanted: &[&str]) {
     let mut seen: BTreeMap<&'static str, u64> = BTreeMap::new();
-    for seed in 0..histories() {
-        let mut world = World::new(seed);
+    for seed in 0..count {
+        let mut world = new(seed);
         for _ in 0..6 {
             let Some((outcome, term)) = world.recover() else {
                 break;
@@ -561,16 +612,7 @@ fn what_must_survive_survives_random_histories() {
             *seen.entry(what).or_insert(0) += count;
         }
     }
-    for what in [
-        "clean",
-        "lossy",
-        "minority",
-        "overrides",
-        "told",
-        "join",
-        "another source",
-        "another value",
-    ] {
+    for what in wanted {
         assert!(
             seen.get(what).is_some_and(|n| *n > 10),
             "{what} is too rare: {seen:?}"

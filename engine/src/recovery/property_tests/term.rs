@@ -85,6 +85,7 @@ impl World {
             next: outcome.start.0 + 1,
             flushes: BTreeMap::new(),
             out: BTreeMap::new(),
+            running: self.running(&outcome),
         };
         for m in 0..self.members.len() {
             self.members[m].connected = outcome.counted.contains(member(m));
@@ -94,7 +95,9 @@ impl World {
         let steps = self.rng.below(250);
         for _ in 0..steps {
             self.step(&mut engine);
+            self.witness_step(&mut engine);
         }
+        self.unopened = None;
         self.engine_dies();
     }
 
@@ -121,6 +124,10 @@ impl World {
     }
 
     pub(super) fn power(&mut self, m: usize) {
+        if self.witness.contains(member(m)) {
+            // Nothing of it is volatile.
+            return;
+        }
         let count = self.members.len();
         self.members[m].power_loss(&mut self.rng, count);
     }
@@ -176,7 +183,7 @@ impl World {
     }
 
     fn issue(&mut self, engine: &mut Engine) {
-        if engine.counted.count() < self.majority() || engine.log.len() > 200 {
+        if !self.may_issue(engine) || engine.log.len() > 200 {
             return;
         }
         let idx = engine.next;
@@ -199,7 +206,7 @@ impl World {
             for lba in blocks(range) {
                 self.history.get_mut(&lba).unwrap().values.push(self.value);
             }
-            let skip = self.voters().minus(engine.iss);
+            let skip = self.data().minus(engine.iss);
             Entry::Write {
                 range,
                 value: self.value,
@@ -283,8 +290,16 @@ impl World {
         }
         let acks = engine.acks.entry(idx).or_default();
         *acks = acks.with(member(m));
-        if acks.and(engine.counted).count() < self.members.len() / 2 + 1 {
+        self.try_commit(engine, idx);
+    }
+
+    pub(super) fn try_commit(&mut self, engine: &mut Engine, idx: u64) {
+        let acks = engine.acks.get(&idx).copied().unwrap_or_default();
+        if !self.decides(engine, acks.and(engine.counted)) {
             return;
+        }
+        if let Some(running) = engine.running.as_mut() {
+            running.committed.insert(idx);
         }
         let Some((_, entry)) = engine.log.iter().find(|(i, _)| *i == idx) else {
             return;
@@ -319,6 +334,7 @@ impl World {
             .map(|p| self.members[p.index()].upto)
             .min()
             .unwrap();
+        let all = engine.committed_at_most(all);
         let me = &mut self.members[m];
         me.tidx = me.tidx.max(all.min(me.upto));
         let tidx = me.tidx;
@@ -341,48 +357,66 @@ impl World {
 
     fn demote(&mut self, engine: &mut Engine, m: usize) {
         let p = member(m);
-        if !engine.iss.contains(p) || engine.counted.without(p).count() < self.majority() {
+        if !engine.iss.contains(p) || !self.may_demote(engine, p) {
             return;
         }
         self.members[m].connected = false;
         engine.counted = engine.counted.without(p);
         engine.iss = engine.iss.without(p);
-        engine.n += 1;
+        self.sync_set(engine);
         engine.out.insert(m, engine.n);
-        engine.log.push((
-            engine.next,
-            Entry::SyncSet {
-                n: engine.n,
-                iss: engine.iss,
-            },
-        ));
+    }
+
+    /// SYNCSET with the present in-sync set, to all of it.
+    pub(super) fn sync_set(&mut self, engine: &mut Engine) {
+        engine.n += 1;
+        if let Some(running) = engine.running.as_mut() {
+            running.live.issued(engine.n, engine.iss);
+        }
+        let entry = Entry::SyncSet {
+            n: engine.n,
+            iss: engine.iss,
+        };
+        engine.log.push((engine.next, entry));
         engine.next += 1;
     }
 
     fn lost_power(&mut self, engine: &mut Engine, m: usize) {
         let p = member(m);
+        if self.witness.contains(p) {
+            return;
+        }
         let w = self.members[m].w;
         for (idx, acks) in &mut engine.acks {
             if *idx > w {
                 *acks = acks.without(p);
             }
         }
-        if engine.counted.without(p).count() < self.majority() {
-            engine.counted = engine.counted.without(p);
-        } else {
+        if self.may_demote(engine, p) {
             self.demote(engine, m);
+        } else {
+            engine.counted = engine.counted.without(p);
         }
     }
 
     /// D1, then TOLD.
-    fn tell(&mut self, engine: &Engine, m: usize) {
+    fn tell(&mut self, engine: &mut Engine, m: usize) {
         let Some(n) = engine.out.get(&m) else { return };
         let durable = |p: &MemberId| {
             let s = &self.members[p.index()];
             s.se.n >= *n && s.se.term == Term(engine.term)
         };
-        if engine.counted.iter().filter(durable).count() < self.majority() {
+        let holders = engine.counted.iter().filter(durable);
+        let holders = holders.fold(MemberSet::EMPTY, MemberSet::with);
+        if engine.running.is_none() && holders.count() < self.majority() {
             return;
+        }
+        if engine.running.is_some() {
+            if !engine.iss.minus(holders).is_empty() {
+                return; // W8
+            }
+            // It is tracked by an epoch of its own.
+            self.sync_set(engine);
         }
         for idx in self.members[m].in_flight() {
             self.members[m].land(idx);
@@ -413,7 +447,8 @@ impl World {
             .iter()
             .all(|p| self.members[p.index()].upto + 1 == engine.next);
         let counted = engine.counted;
-        if !self.members[m].told || !quiet || engine.iss != counted || counted.is_empty() {
+        let settled = engine.is_settled();
+        if !self.members[m].told || !quiet || engine.iss != counted || !settled {
             return;
         }
         let mut differing = self.members[m].need.clone();
@@ -434,19 +469,12 @@ impl World {
                 self.seed
             );
         }
-        engine.n += 1;
         engine.iss = engine.iss.with(member(m));
         engine.counted = engine.iss;
         engine.out.remove(&m);
         let idx = engine.next;
-        engine.next += 1;
-        engine.log.push((
-            idx,
-            Entry::SyncSet {
-                n: engine.n,
-                iss: engine.iss,
-            },
-        ));
+        self.sync_set(engine);
+        let me = &mut self.members[m];
         me.flush();
         me.se = SyncEpoch {
             term: Term(engine.term),
