@@ -50,6 +50,7 @@ marks! {
     FailedSlotHealed "a failed slot is written again before the term starts (C14)",
     LeftOutOfFirstSet "a member is left out of the first in-sync set (R6)",
     LateVoter "a member promises after the term has started (R11)",
+    CalledBack "a plan that waits for more promises meets a voter of another engine (C44)",
     SplitVote "a replica gave its vote of the running term to another (C11)",
     LeaderAlive "a PREVOTE is refused as a leader is alive (5.2)",
     TakenOverLease "a higher attach epoch takes over a running lease (M11)",

@@ -410,9 +410,19 @@ impl Engine {
         }
         let again = self.plan_attempt.again.is_some_and(|at| at <= cx.now);
         if self.plan_attempt.of == promised && !again {
-            return;
+            return self.call_back(electors, cx.now);
         }
         self.make_plan(promised, waited, cx);
+    }
+
+    /// C44: the plan waits for more promises, and one that could give its own gave its vote of this term
+    /// to another engine. Only a higher term brings it back.
+    fn call_back(&mut self, electors: MemberSet, now: Monotonic) {
+        let lost = self.members_where(|p| p.is_up() && !p.promised && p.shut_out);
+        if self.plan_attempt.blocked && !lost.and(electors).is_empty() {
+            mark::reached(Mark::CalledBack);
+            self.campaign_failed(now);
+        }
     }
 
     fn make_plan(&mut self, promised: MemberSet, waited: core::time::Duration, cx: &mut Cx<'_>) {

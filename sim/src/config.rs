@@ -259,6 +259,8 @@ const CHECKSUMS: core::ops::Range<u64> = 3_000_000..4_000_000;
 const CHECKSUMS_FROM: u64 = 20_000_000_000_000;
 /// These runs have two replicas and a witness (7.1).
 const WITNESSES: core::ops::Range<u64> = 5_000_000..6_000_000;
+/// In these of them a replica goes on alone again and again, and is lost then.
+const DENSE_WITNESSES: core::ops::Range<u64> = 5_500_000..6_000_000;
 /// One in eight of those from this seed on has as well.
 const WITNESSES_FROM: u64 = 80_000_000_000_000;
 /// Number of engine hosts; they come after the replicas' hosts.
@@ -439,6 +441,80 @@ fn has_witness(seed: u64) -> bool {
     WITNESSES.contains(&seed) || late
 }
 
+/// One replica is left behind, comes back, and is slow to be rebuilt; the other one's life ends, at about any
+/// moment of that, and so may the witness's and the engine's.
+fn draw_lone_life(entropy: &mut Entropy, config: &mut Config, unit: Nanos) {
+    let at = entropy.below(config.safety);
+    let left = entropy.index(2);
+    let away = entropy.range(3 * unit, 8 * unit);
+    for a in config.replicas..config.replicas + ENGINE_HOSTS {
+        let cut = |b, span| Fault::Cut {
+            a,
+            b,
+            both: true,
+            span,
+            breaks: true,
+        };
+        config.plan.push((at, cut(left, away)));
+        if entropy.chance(1, 4) {
+            let from = at + entropy.below(away + unit);
+            let span = entropy.skewed(MILLIS, 4 * unit);
+            config.plan.push((from, cut(2, span)));
+        }
+    }
+    let slow = Fault::SlowDisk {
+        host: left,
+        factor: entropy.range(2, 200),
+        span: 3 * unit,
+    };
+    config.plan.push((at + away, slow));
+    if entropy.chance(1, 2) {
+        // What the witness is told waits, though it is there.
+        let late = Fault::SlowDisk {
+            host: 2,
+            factor: entropy.pick(&[0, 100, 1000]),
+            span: entropy.range(unit, 4 * unit),
+        };
+        config
+            .plan
+            .push((at + 3 * unit + entropy.below(away), late));
+    }
+    // From the moment it is left behind until a while after it is back.
+    let when = at + 3 * unit + entropy.below(away + unit);
+    let down = entropy.skewed(MILLIS, 2 * unit);
+    let other = 1 - left;
+    let power = |hosts: Vec<Host>, entropy: &mut Entropy| Fault::PowerLoss {
+        hosts: hosts.into_iter().map(|host| (host, down)).collect(),
+        cut: draw_cut(entropy),
+        engine: entropy.chance(1, 3),
+    };
+    let fault = match entropy.below(6) {
+        0 | 1 => power(vec![other], entropy),
+        2 => power(vec![other, 2], entropy),
+        3 => power(vec![0, 1, 2], entropy),
+        4 => Fault::Pause {
+            host: other,
+            span: down,
+        },
+        _ => Fault::ReplicaCrash {
+            host: other,
+            stores: Some(entropy.below(12)),
+            down,
+        },
+    };
+    config.plan.push((when, fault));
+    if entropy.chance(1, 2) {
+        let fault = Fault::EngineCrash {
+            down: entropy.skewed(MICROS, unit),
+            supersedes: entropy.chance(3, 4),
+        };
+        let near = when + entropy.skewed(MICROS, unit);
+        config.plan.push((near, fault));
+    }
+    // Clients are busy meanwhile.
+    config.mix.think_max = config.mix.think_max.min(unit / 4);
+}
+
 /// What must not go wrong with two copies only, and what shall: a replica is left behind for a while,
 /// then the other one goes, or the witness, or the engine, about when the first one returns.
 fn draw_witness(config: &mut Config, quick: bool) {
@@ -455,7 +531,14 @@ fn draw_witness(config: &mut Config, quick: bool) {
     config.replacement = None;
     config.skew_ppm.truncate(config.hosts());
     let unit = if quick { 100 * MILLIS } else { SECONDS };
-    for _ in 0..entropy.below(4) {
+    let dense = DENSE_WITNESSES.contains(&config.seed);
+    if dense {
+        for _ in 0..entropy.range(1, 5) {
+            draw_lone_life(&mut entropy, config, unit);
+        }
+    }
+    let episodes = if dense { 1 } else { entropy.below(4) };
+    for _ in 0..episodes {
         let at = entropy.below(config.safety);
         let left = entropy.index(2);
         let gap = entropy.range(3 * unit, 9 * unit);

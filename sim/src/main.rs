@@ -457,6 +457,7 @@ mod proof {
         Mark::TaintedBase,
         Mark::RecoveryReadElsewhere,
         Mark::OtherBase,
+        Mark::CalledBack,
         Mark::SplitVote,
         Mark::VoteOvertaken,
         Mark::DemotedWhileJoining,

@@ -3,10 +3,10 @@
 
 use super::world::{ENGINE, MS, World, member};
 use crate::status::{Link, MemberStatus, Role};
-use crate::{ChangeError, ExitReason, Mode};
+use crate::{ChangeError, ExitReason, Mode, Waiting};
 use std::vec;
 use std::vec::Vec;
-use trilith_block::{MemberSet, Monotonic, Op};
+use trilith_block::{MemberSet, Monotonic, Op, Uuid};
 use trilith_wire::Reason;
 use trilith_wire::limits::PROTOCOL_WITNESS;
 
@@ -302,4 +302,21 @@ fn block_status_and_reads_never_ask_the_witness() {
     let tag = w.submit_full(Op::BlockStatus, range, Default::default(), None);
     assert!(w.answer(tag).is_ok());
     assert_eq!(w.fakes[W].reads, 0);
+}
+
+/// C44, simulator seed 5023508: the one that is waited for gave its vote of this term to an engine that
+/// is dead. Only a higher term brings it back.
+#[test]
+fn the_one_that_is_waited_for_voted_for_another() {
+    let w = alone();
+    let mut w = w.restart(|_| {});
+    w.isolate(D1);
+    let waits = |w: &World| w.engine.mode() == Mode::Waiting(Waiting::MoreMembers);
+    assert!(w.until(10_000, |w| waits(w)));
+    let term = w.engine.term;
+    (w.fakes[D1].term, w.fakes[D1].voted) = (term, Uuid([0x77; 16]));
+    w.heal(D1);
+    w.wait_mode(Mode::Healthy);
+    assert!(w.engine.term > term);
+    assert_eq!(w.bytes(0, 4096), [2; 4096]);
 }

@@ -419,9 +419,9 @@ impl Cluster {
         })
     }
 
-    /// W2: the newest epoch of this term that is in force by what is durable, and whom it and all that
-    /// are newer name.
-    pub fn in_force(&self, term: u64) -> Option<(u32, MemberSet)> {
+    /// W2: whom the newest epoch of this term names that is in force by what is durable. Later ones may
+    /// ask for one more, but not of what was committed before they were issued.
+    pub fn in_force(&self, term: u64) -> Option<MemberSet> {
         let of_term = || {
             self.durable_facts()
                 .filter(move |(_, f)| f.se.term.0 == term)
@@ -431,15 +431,8 @@ impl Cluster {
             let holders = holders(f.se.n);
             f.iss.minus(holders).is_empty() && holders.count() >= self.config.majority()
         };
-        let newest = of_term()
-            .filter(|(_, f)| holds(f))
-            .map(|(_, f)| f.se.n)
-            .max()?;
-        let named = of_term().filter(|(_, f)| newest <= f.se.n);
-        Some((
-            newest,
-            named.fold(MemberSet::EMPTY, |set, (_, f)| set.or(f.iss)),
-        ))
+        let newest = of_term().map(|(_, f)| f).filter(|f| holds(f));
+        newest.max_by_key(|f| f.se).map(|f| f.iss)
     }
 
     /// Some epoch of this term is in force, or was before a newer term began.
@@ -448,15 +441,15 @@ impl Cluster {
         newer || self.in_force(term).is_some()
     }
 
-    /// Who holds the data: a majority that decides, or with a witness everyone whom an epoch in force,
-    /// or one after it, names (W3). What a newer term has not begun with yet, nobody can tell.
+    /// Who holds the data: a majority that decides, or with a witness everyone whom the epoch in force
+    /// names (W3). What a newer term has not begun with yet, nobody can tell.
     pub fn is_at_enough(&self, holders: MemberSet) -> bool {
         if !self.config.witness {
             return self.is_decided(holders);
         }
         let newest = self.durable_facts().map(|(_, f)| f.se.term.0).max();
         match newest.and_then(|term| self.in_force(term)) {
-            Some((_, named)) => named.minus(holders).is_empty(),
+            Some(named) => named.minus(holders).is_empty(),
             None => !holders.is_empty(),
         }
     }
