@@ -8,11 +8,14 @@ use crate::engine::{Cx, Engine};
 use crate::limits::EXTENTS_RECORDS_MAX;
 use crate::peer::{MapOwner, MapPiece};
 use crate::survey::add_records;
+use crate::syncset::Standing;
 use alloc::vec::Vec;
 use trilith_block::limits::{CHUNK_BYTES, EXTENT_BYTES, EXTENT_CHUNKS};
 use trilith_block::mutant::{self, Mutant};
 use trilith_block::request::status_flags::{DIRTY, HOLE, ZERO};
-use trilith_block::{BlockRange, BufSlice, ByteRange, ChunkMap, ExtentNo, MemberId, Outcome};
+use trilith_block::{
+    BlockRange, BufSlice, ByteRange, ChunkMap, ExtentNo, MemberId, MemberSet, Outcome,
+};
 use trilith_wire::{EntryOp, MapKind, Message};
 
 /// Bytes of a block-status record.
@@ -44,7 +47,8 @@ impl Engine {
     }
 
     /// M3: whether an entry can be given a place: a majority of counted members has room for its
-    /// extent, or the extent has been allocated. `None`: a replica is being asked.
+    /// extent, or the extent has been allocated. With a witness all that a commit asks for have it, who
+    /// is about to join included. `None`: a replica is being asked.
     pub(crate) fn room_for(
         &mut self,
         kind: EntryOp,
@@ -57,9 +61,13 @@ impl Engine {
             return Some(true);
         }
         let taken = self.stream.room_taken;
+        let joining = match self.sync.live {
+            Some(_) => self.members_where(|p| matches!(p.standing, Standing::Joining { .. })),
+            None => MemberSet::EMPTY,
+        };
         let roomy = self
             .members_where(|p| taken < p.free_extents)
-            .and(self.sync.counted);
+            .and(self.sync.counted.or(joining));
         if self.data_decides(roomy) {
             return Some(true);
         }

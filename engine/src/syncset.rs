@@ -436,8 +436,11 @@ impl Engine {
     }
 
     fn tend_out(&mut self, member: MemberId, since: u32, cx: &mut Cx<'_>) {
+        // W8: with the witness away, its being told is all that can put in force that it is out.
+        let pending = self.sync.live.is_some_and(|live| !live.newest_in_force());
+        let pending = pending && !self.witness_here();
         let peer = &mut self.peers[member.index()];
-        let resting = cx.now < peer.rest_until;
+        let resting = cx.now < peer.rest_until && !pending;
         if !peer.is_ours() || resting || peer.state.is_some_and(|s| s.flags.failed) {
             return;
         }

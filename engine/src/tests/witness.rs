@@ -3,6 +3,7 @@
 
 use super::world::{ENGINE, MS, World, member};
 use crate::status::{Link, MemberStatus, Role};
+use crate::syncset::Standing;
 use crate::{ChangeError, ExitReason, Mode, Waiting};
 use std::vec;
 use std::vec::Vec;
@@ -148,6 +149,39 @@ fn who_was_left_behind_is_copied_to_and_joins() {
     assert_eq!(w.fakes[W].iss, set(&[D1, D2]));
     w.isolate(D1);
     assert_eq!(w.bytes(0, 4096), [2; 4096]);
+}
+
+/// M3: who is about to join is asked for, and has room as well.
+#[test]
+fn a_write_to_a_new_extent_while_a_member_joins_is_no_lack_of_room() {
+    let mut w = alone();
+    w.delay[D2] = 100 * MS;
+    w.heal(D2);
+    let joins = |w: &mut World| {
+        let standing = w.engine.peers[D2].standing;
+        matches!(standing, Standing::Joining { .. })
+    };
+    assert!(w.until(60_000, joins));
+    let tag = w.write(40 << 20, &[6; 4096]);
+    assert_eq!(w.answer(tag), Ok(Vec::new()));
+    w.wait_mode(Mode::Healthy);
+}
+
+/// W8: a member that was slow rests after its demotion, but not while nothing else can put that in
+/// force.
+#[test]
+fn who_rests_is_told_when_the_volume_waits_for_it() {
+    let mut w = opened();
+    w.engine.peers[D2].rest = crate::limits::REST_MAX;
+    w.engine.peers[D2].joined_at = Monotonic(w.now);
+    w.fakes[W].lose_epochs = true;
+    w.fakes[D2].hold_flushes = true;
+    let tag = w.flush();
+    assert!(w.until(10_000, |w| !w.engine.sync.iss.contains(member(D2))));
+    w.isolate(W);
+    w.fakes[D2].hold_flushes = false;
+    assert!(w.until(20_000, |w| w.answers.contains_key(&tag)));
+    assert_eq!(w.engine.mode(), Mode::Degraded);
 }
 
 /// W8: with the witness away its own record puts in force that it is out.
