@@ -113,6 +113,17 @@ fn search_orders() -> Result<()> {
     say("searching the orders of the small world");
     simulator(&["--orders", "--deviations", "1"])?;
     simulator(&["--orders", "--deviations", "0", "--crashes", "1"])?;
+    for (deviations, crashes, cuts) in [("1", "0", "0"), ("0", "1", "0"), ("0", "0", "1")] {
+        let bounds = [
+            "--deviations",
+            deviations,
+            "--crashes",
+            crashes,
+            "--cuts",
+            cuts,
+        ];
+        simulator(&[&["--orders", "--witness"], &bounds[..]].concat())?;
+    }
     let build = ["--profile", "sim", "-p", "sim", "--features", "proof"];
     let broken = ["--test", "broken_orders"];
     cargo(&[&["test", "--quiet"], &build[..], &broken[..]].concat())

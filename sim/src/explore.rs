@@ -33,6 +33,8 @@ pub struct Bounds {
     pub crashes: u8,
     /// Cuts of a run.
     pub cuts: u8,
+    /// The last of the three replicas is a witness (7.1).
+    pub witness: bool,
 }
 
 /// A part of a search: of the first choices that are not the usual one, every `of`-th.
@@ -170,7 +172,7 @@ impl Search {
     /// A search that has tried nothing.
     pub fn new(bounds: Bounds, part: Part) -> Search {
         Search {
-            config: crate::small::world_of_orders(),
+            config: crate::small::world_of_orders(bounds.witness),
             bounds,
             part,
             path: Vec::new(),
@@ -234,7 +236,8 @@ impl Search {
             wanted.insert(number, choice);
         }
         let guide = Guide::new(bounds, Some(wanted));
-        Ok(guided(&crate::small::world_of_orders(), guide, detail).0)
+        let config = crate::small::world_of_orders(bounds.witness);
+        Ok(guided(&config, guide, detail).0)
     }
 }
 

@@ -1,7 +1,7 @@
 //! `sim --seeds N [--from S] [--jobs J] [--failures F] [--seconds T]` runs seeds; `--seed S
 //! [--trace] [--shrink]` tells the story of one, made as short as it goes; `--small N [--seed ORDER]`
 //! tries every N-th world of the small search; `--orders [--deviations D] [--crashes C] [--cuts P]
-//! [--part I/N]` searches the orders of events of a small world, `--choices LIST` repeats a run of that
+//! [--part I/N] [--witness]` searches the orders of events of a small world, `--choices LIST` repeats a run of that
 //! search. Exit code 1: a seed failed (or, where panics abort, a
 //! signal after the command that repeats the run). With the feature `proof`, `--mutant NAME` breaks a
 //! rule first, `--mutants [--quarter K | --only NAME]` looks for broken rules (exit code 1: one
@@ -87,6 +87,7 @@ fn arguments() -> Result<Arguments, String> {
             deviations: 1,
             crashes: 0,
             cuts: 0,
+            witness: false,
         },
         part: Part { number: 0, of: 1 },
         choices: None,
@@ -146,6 +147,7 @@ fn arguments() -> Result<Arguments, String> {
             "--failures" => parsed.failures_max = usize::try_from(number()?).unwrap_or(usize::MAX),
             "--small" => parsed.small = number()?.max(1),
             "--orders" => parsed.orders = true,
+            "--witness" => parsed.bounds.witness = true,
             "--deviations" => parsed.bounds.deviations = few(number()?),
             "--crashes" => parsed.bounds.crashes = few(number()?),
             "--cuts" => parsed.bounds.cuts = few(number()?),

@@ -115,8 +115,9 @@ fn cut_of(kind: u64) -> Fault {
 }
 
 /// The world whose orders are searched ([`crate::explore`]): everything takes one round.
-pub(crate) fn world_of_orders() -> Config {
+pub(crate) fn world_of_orders(witness: bool) -> Config {
     let mut config = config(0, Vec::new());
+    config.witness = witness;
     config.character = Character {
         delay_min: ROUND,
         delay_max: ROUND,

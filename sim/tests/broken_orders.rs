@@ -12,6 +12,7 @@ fn found(mutant: Mutant, deviations: u8, crashes: u8) -> Option<String> {
         deviations,
         crashes,
         cuts: 0,
+        witness: false,
     };
     let mut search = Search::new(bounds, Part { number: 0, of: 1 });
     while search.outcome.failures.is_empty() && search.step() {}

@@ -9,6 +9,7 @@ fn bounds(deviations: u8, crashes: u8) -> Bounds {
         deviations,
         crashes,
         cuts: 0,
+        witness: false,
     }
 }
 

@@ -78,6 +78,8 @@ const REGRESSIONS: &[u64] = &[
     5_012_748, // with a witness: an epoch of one that was in force under another number (W10)
     5_023_508, // the one that was waited for had voted for a dead engine (C44)
     5_022_345, // the checker asked for a flush of one that was about to join
+    5_513_915, // the checker of W10 forgot what one had said that followed another engine by then
+    5_513_918, // the supervisor did not know that a new volume has loss epoch 0
     5_012_600, // the checker of W10 counted a promise that the engine did not go by
     5_012_951, // the same
     60_000_000_049_698, // a committed write was held against the next configuration

@@ -392,8 +392,11 @@ impl Cluster {
         }
         let promised = || {
             self.durable_facts()
-                .filter(|(_, f)| f.term == facts.term && quorum.contains(f.member))
+                .filter(|(_, f)| quorum.contains(f.member))
         };
+        if promised().any(|(_, f)| f.term != facts.term) {
+            return None; // One follows another engine by now.
+        }
         let newest = promised().map(|(_, f)| f).max_by_key(|f| f.se)?;
         if newest.se.term == facts.term {
             return None; // The term has begun: nobody can tell any more who was asked.
