@@ -346,6 +346,9 @@ fn begin(
     mark::reached_if(!resumed && clean, Mark::SealedStart);
     let void = if image.superblock.layout.checksums_offset == 0 {
         BTreeSet::new()
+    } else if maps_lost {
+        // Whatever was in the log that is lost with the checkpoint.
+        (0..image.extents()).map(ExtentNo).collect()
     } else {
         image.activity_log.clone()
     };

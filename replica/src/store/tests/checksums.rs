@@ -144,6 +144,32 @@ fn a_page_of_the_past_never_accuses_new_data() {
     }
 }
 
+/// B2, simulator seed 70000000059551: a checkpoint that cannot be read takes the activity log with it,
+/// so that any extent may have been in there.
+#[test]
+fn a_page_of_the_past_never_accuses_new_data_when_the_checkpoint_is_lost() {
+    let mut world = World::with_checksums();
+    write_extents(&mut world, 0, 4);
+    let mut world = stop_and_start(world);
+    for n in 0..4 {
+        write_next(&mut world, n * BLOCKS_PER_EXTENT, 100 + n);
+        world.run();
+    }
+    // The log is in the checkpoint that the next life begins with.
+    let world = world.restart();
+    let sb = *world.store.superblock();
+    assert!(sb.checkpoint_blocks > 0);
+    let units = world.disk.undecided(&world.inflight);
+    let all = vec![true; units.len()];
+    let mut disk = world.disk.after_power_loss(&units, &all);
+    disk.flip(sb.checkpoint_offset(sb.checkpoint_slot) + 100, 1);
+    let mut world = open(disk, &TestWords::new(), id(9)).unwrap();
+    assert!(world.opened.maps_lost);
+    for n in 0..4 {
+        assert_eq!(world.try_read(n * BLOCKS_PER_EXTENT), Ok(100 + n));
+    }
+}
+
 #[test]
 fn a_read_that_a_write_overtakes_accuses_nobody() {
     let mut world = World::with_checksums();
