@@ -63,6 +63,8 @@ enum Entry {
     SyncSet {
         n: u32,
         iss: MemberSet,
+        /// In it by this entry: told so already, so that nobody keeps a dirty map for it.
+        joined: MemberSet,
     },
 }
 

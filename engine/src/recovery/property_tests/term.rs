@@ -257,12 +257,12 @@ impl World {
                 me.w = me.w.max(idx);
                 me.accept(idx);
             }
-            Entry::SyncSet { n, iss } => {
+            Entry::SyncSet { n, iss, joined } => {
                 if !me.in_flight().is_empty() {
                     return;
                 }
                 if me.se.n < n {
-                    let (left, joined) = (me.iss.minus(iss), iss.minus(me.iss));
+                    let left = me.iss.minus(iss);
                     let slots: Vec<BlockRange> = me.window.values().map(|s| s.range).collect();
                     for p in left.iter() {
                         slots.iter().for_each(|r| me.dirty.get_mut(p).add_range(*r));
@@ -363,12 +363,12 @@ impl World {
         self.members[m].connected = false;
         engine.counted = engine.counted.without(p);
         engine.iss = engine.iss.without(p);
-        self.sync_set(engine);
+        self.sync_set(engine, MemberSet::EMPTY);
         engine.out.insert(m, engine.n);
     }
 
     /// SYNCSET with the present in-sync set, to all of it.
-    pub(super) fn sync_set(&mut self, engine: &mut Engine) {
+    pub(super) fn sync_set(&mut self, engine: &mut Engine, joined: MemberSet) {
         engine.n += 1;
         if let Some(running) = engine.running.as_mut() {
             running.live.issued(engine.n, engine.iss);
@@ -376,6 +376,7 @@ impl World {
         let entry = Entry::SyncSet {
             n: engine.n,
             iss: engine.iss,
+            joined,
         };
         engine.log.push((engine.next, entry));
         engine.next += 1;
@@ -416,7 +417,7 @@ impl World {
                 return; // W8
             }
             // It is tracked by an epoch of its own.
-            self.sync_set(engine);
+            self.sync_set(engine, MemberSet::EMPTY);
         }
         for idx in self.members[m].in_flight() {
             self.members[m].land(idx);
@@ -451,6 +452,9 @@ impl World {
         if !self.members[m].told || !quiet || engine.iss != counted || !settled {
             return;
         }
+        if engine.running.is_some() && self.rng.chance(25) {
+            return self.half_join(engine, m);
+        }
         let mut differing = self.members[m].need.clone();
         differing.union(&self.members[m].al_map());
         for p in counted.iter() {
@@ -473,7 +477,7 @@ impl World {
         engine.counted = engine.iss;
         engine.out.remove(&m);
         let idx = engine.next;
-        self.sync_set(engine);
+        self.sync_set(engine, MemberSet::of(member(m)));
         let me = &mut self.members[m];
         me.flush();
         me.se = SyncEpoch {
