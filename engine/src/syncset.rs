@@ -465,7 +465,8 @@ impl Engine {
             || (peer.is_ours() && !peer.fed)
             || self.lags(member, cx.now);
         if gone {
-            if self.can_issue() {
+            // W8: one that was not told after all has to be told again before there is a quorum.
+            if self.can_tell() {
                 let rest = peer.is_ours();
                 self.untrack(member, since, cx);
                 if rest {

@@ -167,6 +167,32 @@ fn a_write_to_a_new_extent_while_a_member_joins_is_no_lack_of_room() {
     w.wait_mode(Mode::Healthy);
 }
 
+/// W8: the TOLD that is to open the volume again is lost, with the power of who was to hear it. Simulator
+/// seed 5850202.
+#[test]
+fn who_was_not_told_after_all_is_told_again() {
+    let mut w = opened();
+    w.isolate(D2);
+    w.fakes[W].lose_epochs = true;
+    let tag = w.write(0, &[1; 4096]);
+    w.run(3900);
+    assert!(!w.engine.sync.iss.contains(member(D2)));
+    w.isolate(W);
+    w.delay[D2] = 5 * MS;
+    w.heal(D2);
+    let telling = |w: &mut World| {
+        let standing = w.engine.peers[D2].standing;
+        matches!(standing, Standing::Telling { .. })
+    };
+    assert!(w.until(10_000, telling));
+    w.fakes[D2].lose_power();
+    w.isolate(D2);
+    w.heal(D2);
+    assert_eq!(w.answer(tag), Ok(Vec::new()));
+    let joined = w.until(60_000, |w| status(w, D2).role == Role::InSync);
+    assert!(joined && w.engine.mode() == Mode::Degraded);
+}
+
 /// W8: a member that was slow rests after its demotion, but not while nothing else can put that in
 /// force.
 #[test]
