@@ -18,8 +18,9 @@ use crate::process::Node;
 use crate::world::{MICROS, MILLIS};
 use std::collections::BTreeSet;
 use std::ops::Range;
-use trilith_block::{BlockRange, Blocks, Lba};
+use trilith_block::{BlockRange, Blocks, Idx, Lba};
 use trilith_replica::store::{MapName, Store};
+use trilith_wire::SlotStatus;
 
 /// In these seeds, and in every other one from [`SEEDS_FROM`] on whose replicas keep checksums and all
 /// come back, blocks rot.
@@ -196,6 +197,24 @@ impl Cluster {
                 .touches(BlockRange::new(Lba(block), Blocks(1)));
             there && checksum(disk, store, block) != 0
         });
+        // Bytes that happen to be equal are no copy: nobody can tell that the other one did without an
+        // entry that only this one has accepted (seed 70000000064158).
+        let range = BlockRange::new(Lba(block), Blocks(1));
+        let entries: Vec<Idx> = self.store_at(host).map_or(Vec::new(), |(store, _)| {
+            let over = store
+                .window_records(Idx(0))
+                .filter(|r| r.range.overlaps(range));
+            over.map(|record| record.idx).collect()
+        });
+        let has_all = |store: &Store| {
+            let accepted = |idx: Idx| {
+                let mut own = store.window_records(Idx(0));
+                own.any(|r| r.idx == idx && r.status == SlotStatus::Accepted)
+            };
+            entries
+                .iter()
+                .all(|idx| *idx <= store.upto() || accepted(*idx))
+        };
         let others: Vec<Host> = self.data_hosts_after();
         known
             && others
@@ -203,7 +222,9 @@ impl Cluster {
                 .filter(|other| *other != host)
                 .any(|other| {
                     let counts = self.store_at(other).is_some_and(|(store, _)| {
-                        vouches(store, block) && newest.is_none_or(|se| store.facts().se >= se)
+                        vouches(store, block)
+                            && has_all(store)
+                            && newest.is_none_or(|se| store.facts().se >= se)
                     });
                     let disks = (&self.hosts[host].disk, &self.hosts[other].disk);
                     counts
