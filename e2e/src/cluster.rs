@@ -233,11 +233,7 @@ impl Cluster {
             .arg("--window-dir")
             .arg(self.windows.path())
             .args(&self.options.more)
-            .args(
-                ["--witness", "--unproved"]
-                    .iter()
-                    .filter(|_| self.options.witness),
-            )
+            .args(self.options.witness.then_some("--witness"))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -28,6 +28,5 @@ mod replace;
 mod scrub;
 #[path = "suite/witness.rs"]
 mod witness;
-#[cfg(feature = "unproved")]
 #[path = "suite/witness_faults.rs"]
 mod witness_faults;

@@ -92,9 +92,6 @@ pub(crate) struct UpArgs {
     /// that the volume goes on when any one of the three has failed.
     #[arg(long)]
     pub(crate) witness: bool,
-    /// Make such a volume although it is not proved yet.
-    #[arg(long, hide = true)]
-    pub(crate) unproved: bool,
     /// Directory of the volume; made when missing.
     #[arg(long, default_value = crate::up::layout::DIR_DEFAULT, value_name = "DIR")]
     pub(crate) dir: PathBuf,
@@ -277,9 +274,6 @@ pub(crate) struct FormatArgs {
     /// said for each of the three.
     #[arg(long)]
     pub(crate) witness: bool,
-    /// Make such a volume although it is not proved yet.
-    #[arg(long, hide = true)]
-    pub(crate) unproved: bool,
     /// Size of the volume.
     #[arg(long, value_parser = parse_volume_size, value_name = "SIZE")]
     pub(crate) size: u64,

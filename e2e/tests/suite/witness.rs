@@ -45,7 +45,7 @@ fn a_witness_is_made_beside_two_replicas_only_and_replaces_nobody() -> Result<()
         refused(&[&up[..], &more].concat(), words)?;
     }
     ensure!(!data.exists(), "a refused command left a directory behind");
-    let witness = ["--witness", "--unproved"];
+    let witness = ["--witness"];
     for (member, more, words) in [
         (
             "0",
@@ -76,7 +76,7 @@ fn a_witness_is_made_beside_two_replicas_only_and_replaces_nobody() -> Result<()
 fn stores(dir: &Path) -> Result<[PathBuf; 3]> {
     let dirs = ["0", "1", "2"].map(|member| dir.join(member));
     for (member, dir) in ["0", "1", "2"].iter().zip(&dirs) {
-        let args = format(dir, member, &["--replicas", "2", "--witness", "--unproved"]);
+        let args = format(dir, member, &["--replicas", "2", "--witness"]);
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let said = succeed(trilith(), &args)?;
         let what = if *member == "2" {

@@ -25,9 +25,6 @@ pub(crate) fn run(command: &StoreCommand) -> anyhow::Result<Exit> {
 }
 
 fn format_store(args: &FormatArgs) -> anyhow::Result<Exit> {
-    if args.witness {
-        format::check_proved(args.unproved)?;
-    }
     let mut turns = format::turns()?;
     let new = format::New {
         volume: args.volume,

@@ -58,8 +58,6 @@ pub(crate) struct Wanted {
     pub(crate) checksums: bool,
     /// It is made with a witness.
     pub(crate) witness: bool,
-    /// Even though that is not proved yet.
-    pub(crate) unproved: bool,
 }
 
 impl Config {
@@ -125,7 +123,6 @@ impl Config {
                 name: args.name,
                 checksums: args.checksums,
                 witness: args.witness,
-                unproved: args.unproved,
             },
         })
     }

@@ -180,7 +180,7 @@ fn check_witness(wanted: &Wanted) -> anyhow::Result<()> {
         "make a volume with a witness: expected --replicas {WITNESS_REPLICAS} --witness, found \
          {found} replicas"
     );
-    format::check_proved(wanted.unproved)
+    Ok(())
 }
 
 fn no_size(config: &Config) -> anyhow::Error {
@@ -369,7 +369,6 @@ mod tests {
             name: Some("vol".into()),
             checksums: false,
             witness: false,
-            unproved: false,
         };
         assert!(agree(&state, &same).is_ok());
         for (wanted, text) in [
@@ -427,20 +426,17 @@ mod tests {
 
     #[test]
     fn a_witness_is_made_beside_two_replicas_only() {
-        let wanted = |replicas, unproved| Wanted {
+        let wanted = |replicas| Wanted {
             replicas,
             witness: true,
-            unproved,
             ..Wanted::default()
         };
         assert!(check_witness(&Wanted::default()).is_ok());
-        assert!(check_witness(&wanted(Some(2), true)).is_ok());
+        assert!(check_witness(&wanted(Some(2))).is_ok());
         for replicas in [None, Some(1), Some(3), Some(5)] {
-            let error = check_witness(&wanted(replicas, true)).unwrap_err();
+            let error = check_witness(&wanted(replicas)).unwrap_err();
             let text = error.to_string();
             assert!(text.contains("expected --replicas 2 --witness"), "{text}");
         }
-        let error = check_witness(&wanted(Some(2), false)).unwrap_err();
-        assert!(error.to_string().contains("not proved"), "{error}");
     }
 }

@@ -210,18 +210,6 @@ fn check_witness(new: &New) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// No volume with a witness is made before the rules of 7.1 are proved.
-///
-/// # Errors
-/// Unless it was asked for all the same.
-pub(crate) fn check_proved(asked: bool) -> anyhow::Result<()> {
-    ensure!(
-        asked,
-        "make a volume with a witness: not proved yet, so none is made"
-    );
-    Ok(())
-}
-
 /// Runs the machine that formats.
 #[derive(Debug)]
 struct Formatter {
