@@ -48,7 +48,8 @@ impl Engine {
 
     /// M3: whether an entry can be given a place: a majority of counted members has room for its
     /// extent, or the extent has been allocated. With a witness all that a commit asks for have it, who
-    /// is about to join included. `None`: a replica is being asked.
+    /// is about to join included; or the one that lacks it can be left behind (W6), as it will be when it
+    /// refuses the entry. `None`: a replica is being asked.
     pub(crate) fn room_for(
         &mut self,
         kind: EntryOp,
@@ -68,7 +69,7 @@ impl Engine {
         let roomy = self
             .members_where(|p| taken < p.free_extents)
             .and(self.sync.counted.or(joining));
-        if self.data_decides(roomy) {
+        if self.data_decides(roomy) || self.goes_on_without(self.sync.iss.minus(roomy)) {
             return Some(true);
         }
         if self.no_room == Some(extent) {

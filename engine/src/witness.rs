@@ -66,6 +66,15 @@ impl Engine {
         self.open && room && !rest.is_empty() && here && told
     }
 
+    /// One member of the in-sync set lacks something, and the rest goes on without it.
+    pub(crate) fn goes_on_without(&self, lacking: MemberSet) -> bool {
+        let mut lacking = lacking.iter();
+        match (lacking.next(), lacking.next()) {
+            (Some(member), None) => self.sync.live.is_some() && self.rest_goes_on(member),
+            _ => false,
+        }
+    }
+
     /// A member that is out can be told so: entries can be issued, or with a witness, which may be
     /// away, the telling is what puts the first epoch in force (W8).
     pub(crate) fn can_tell(&self) -> bool {

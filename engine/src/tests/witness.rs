@@ -7,7 +7,7 @@ use crate::syncset::Standing;
 use crate::{ChangeError, ExitReason, Mode, Waiting};
 use std::vec;
 use std::vec::Vec;
-use trilith_block::{MemberSet, Monotonic, Op, Uuid};
+use trilith_block::{ErrorKind, MemberSet, Monotonic, Op, Uuid};
 use trilith_wire::Reason;
 use trilith_wire::limits::PROTOCOL_WITNESS;
 
@@ -379,4 +379,26 @@ fn the_one_that_is_waited_for_voted_for_another() {
     w.wait_mode(Mode::Healthy);
     assert!(w.engine.term > term);
     assert_eq!(w.bytes(0, 4096), [2; 4096]);
+}
+
+/// M3, W6: a full disk is one failure of the three.
+#[test]
+fn a_replica_without_room_is_left_behind() {
+    let mut w = opened();
+    w.written(0, &[1; 4096]);
+    w.fakes[D2].free_extents = 0;
+    w.fakes[D2].fail_writes = true;
+    w.run(2000);
+    let tag = w.write(40 << 20, &[6; 4096]);
+    assert_eq!(w.answer(tag), Ok(Vec::new()));
+    assert_eq!(w.fakes[W].iss, set(&[D1]));
+    // Not while nobody could know that the other one goes on alone.
+    w.fakes[D2].free_extents = 1000;
+    w.fakes[D2].fail_writes = false;
+    w.wait_mode(Mode::Healthy);
+    w.fakes[D2].free_extents = 0;
+    w.isolate(W);
+    w.run(2000);
+    let tag = w.write(48 << 20, &[6; 4096]);
+    assert_eq!(w.answer(tag), Err(ErrorKind::NoSpace));
 }
