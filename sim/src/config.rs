@@ -522,11 +522,12 @@ fn draw_witness(config: &mut Config, quick: bool) {
         return;
     }
     let mut entropy = Entropy::from_seed(config.seed).fork(16);
-    // A disk that fails for good, or lies, takes the only copy there may be; a blank replica and a
+    // A disk that fails for good, lies or rots takes the only copy there may be; a blank replica and a
     // newcomer have no place (W16).
     let fails = |fault: &Fault| matches!(fault, Fault::WriteErrors { .. });
     config.plan.retain(|(_, fault)| !fails(fault));
     config.liars.clear();
+    config.decay = None;
     config.wiped = false;
     config.replacement = None;
     config.skew_ppm.truncate(config.hosts());

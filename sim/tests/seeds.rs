@@ -81,6 +81,7 @@ const REGRESSIONS: &[u64] = &[
     5_023_508, // the one that was waited for had voted for a dead engine (C44)
     5_850_202, // with the witness away, one that was not told after all was never told again (W8)
     5_022_345, // the checker asked for a flush of one that was about to join
+    80_000_000_001_171, // with a witness: a block rotted at the only replica in sync
     5_513_915, // the checker of W10 forgot what one had said that followed another engine by then
     5_513_918, // the supervisor did not know that a new volume has loss epoch 0
     5_012_600, // the checker of W10 counted a promise that the engine did not go by
