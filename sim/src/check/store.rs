@@ -519,10 +519,12 @@ impl Cluster {
 
     /// I13, c0: the window of who joins lists whatever another member may lack. One that is healed in
     /// place has been in its in-sync set all the time; it comes here only when it had not heard of
-    /// that. It joins over a gap, so its tidx is the joining SYNCSET itself, which has no blocks (C9).
+    /// that. It joins over a gap, so its tidx is the joining SYNCSET itself, which has no blocks (C9), and
+    /// what others lack below that it has in the dirty maps that it took over.
     fn check_tidx(&mut self, host: Host, store: &Store, facts: &Facts) -> Option<String> {
         let over_gap = store.tidx() == facts.w;
         let needed = Idx(store.tidx().0 - u64::from(over_gap));
+        let entries = self.entries_of(facts.se.term);
         for other in self.config.replica_hosts() {
             let there = self.hosts[other]
                 .node
@@ -534,7 +536,12 @@ impl Cluster {
             };
             let f = there.facts();
             let counts = f.se.term == facts.se.term && f.is_complete() && !f.tainted;
-            if counts && facts.iss.contains(f.member) && there.upto() < needed {
+            let lacks = |(idx, range): &(Idx, BlockRange)| {
+                let known = over_gap && store.map(MapName::Dirty(f.member)).touches(*range);
+                there.upto() < *idx && *idx <= needed && !known
+            };
+            let unknown = entries.iter().any(lacks) || (!over_gap && there.upto() < needed);
+            if counts && facts.iss.contains(f.member) && unknown {
                 return Some(format!(
                     "I13, c0: joins with tidx {:?}, replica {other} has {:?}",
                     store.tidx(),
@@ -543,6 +550,16 @@ impl Cluster {
             }
         }
         None
+    }
+
+    /// What the windows of this term's replicas list.
+    fn entries_of(&mut self, term: Term) -> Vec<(Idx, BlockRange)> {
+        let nodes = self.hosts.iter_mut().filter_map(|h| h.node.as_mut());
+        let stores = nodes.filter_map(|n| n.replica().and_then(|r| r.machine.store()));
+        let of_term = stores.filter(|s| s.facts().se.term == term);
+        let records = of_term.flat_map(|s| s.window_records(Idx(0)).collect::<Vec<_>>());
+        let of_blocks = records.filter(|r| r.range.count.0 > 0);
+        of_blocks.map(|r| (r.idx, r.range)).collect()
     }
 
     /// C22: members where this loss epoch, or a later one, is durable.
