@@ -386,11 +386,12 @@ impl Engine {
             return;
         };
         let peer = &self.peers[new.index()];
-        // It was emptied, or never heard of: what the others have on record is not what it lacks. Or
-        // it is not empty, and nobody knows what it holds.
+        // It was emptied, or never heard of: what the others have on record is not what it lacks. Its
+        // promise says so: since its WELCOME an engine before may have told it. Or it is not empty,
+        // and nobody knows what it holds.
         let emptied = peer.generation == 0 && self.change.newcomer == Newcomer::Known;
         let filled = peer.state.is_some_and(|s| s.se.term.0 > 0) && self.is_fresh();
-        if peer.is_up() && (emptied || filled) {
+        if (peer.is_ours() && emptied) || (peer.is_up() && filled) {
             return self.keep_old(cx);
         }
         if self.change.newcomer == Newcomer::Fresh && self.everyone_knows() {

@@ -74,6 +74,8 @@ pub(crate) struct Fake {
     pub(crate) lose_epochs: bool,
     /// RECONFIGUREs are lost while this is set.
     pub(crate) hold_configs: bool,
+    /// A promise does not arrive while this is set.
+    pub(crate) hold_promises: bool,
     /// RECONCILE is not answered, nor done.
     pub(crate) hold_reconciles: bool,
     pub(crate) protocol: u16,
@@ -157,6 +159,7 @@ impl Fake {
             hold_acks: false,
             lose_epochs: false,
             hold_configs: false,
+            hold_promises: false,
             hold_reconciles: false,
             protocol: trilith_wire::limits::PROTOCOL_MAX,
             hold_flushes: false,
@@ -296,7 +299,9 @@ impl Fake {
                     term: self.term,
                     state: self.state(out.now),
                 };
-                out.send(&promise, &[]);
+                if !self.hold_promises {
+                    out.send(&promise, &[]);
+                }
             }
             message => self.led(message, payload, out),
         }

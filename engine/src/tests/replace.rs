@@ -255,6 +255,39 @@ fn a_newcomer_may_be_given_up_while_it_learns() {
 }
 
 #[test]
+fn a_newcomer_is_not_given_up_for_what_its_welcome_said_before_it_was_told() {
+    let mut w = World::new(3);
+    w.wait_mode(Mode::Healthy);
+    write_some(&mut w, 10, 1);
+    add_blank(&mut w);
+    w.isolate(3);
+    replace(&mut w);
+    w.run(50);
+    let told = status(&w).membership;
+    assert!(!told.is_simple() && !told.joint);
+    w.fakes[3].hold_promises = true;
+    let mut w = w.restart(|cfg| {
+        cfg.members = MemberSet(0b1111);
+        cfg.engine = trilith_block::Uuid([8; 16]);
+        cfg.supersedes = super::world::ENGINE;
+        cfg.attach_epoch = 1;
+    });
+    assert!(w.until(20_000, |w| w.engine.mode().is_active()));
+    w.run(1_000);
+    let learns = |w: &World| status(w).change.map(|c| c.0) == Some(ChangeStep::Learning);
+    assert!(learns(&w), "{:?}", status(&w));
+    // The engine before had told it after all; its dirty map is with the others.
+    w.fakes[3].config = told;
+    w.fakes[3].hold_promises = false;
+    w.isolate(3);
+    w.run(20);
+    w.heal(3);
+    assert!(w.until(20_000, |w| is_over(w)), "{:?}", status(&w));
+    assert_new_are_equal(&w);
+    w.stop();
+}
+
+#[test]
 fn what_cannot_be_replaced_is_refused_with_its_reason() {
     let mut w = World::new(3);
     let refused = |w: &World, old, new| w.engine.may_replace(member(old), member(new));
