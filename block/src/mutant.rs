@@ -100,6 +100,7 @@ mutants! {
     TaintForgetsLog "taint_forgets_log" "M2: a taint does not turn the activity log into need",
     JointIgnored "joint_ignored" "C20: in a joint configuration the old voters decide alone",
     LossNotHandedOn "loss_not_handed_on" "C22: a newcomer votes without knowing the loss epoch",
+    OwedWhateverCame "owed_whatever_came" "C45: a DIRTYCLEAR that was missed is made up for whatever is lacked again",
     ConfigNotAskedAgain "config_not_asked_again" "C27: an engine that waits for replicas keeps the configuration that it has",
     BlankHeard "blank_heard" "T18: an empty replica is listened to",
     WitnessIgnoredInBase "witness_ignored_in_base" "W9: what the witness says of who is in sync is left out",

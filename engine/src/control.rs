@@ -3,6 +3,7 @@
 use crate::engine::{Cx, Engine};
 use crate::peer::Control;
 use trilith_block::mark::{self, Mark};
+use trilith_block::mutant::{self, Mutant};
 use trilith_block::{BufSlice, Buffers, ChunkMap, ExtentNo, Idx, MemberId};
 use trilith_wire::limits::MAP_BYTES_MAX;
 use trilith_wire::{ChunkRecord, Message};
@@ -126,12 +127,16 @@ impl Engine {
         }
     }
 
-    /// DIRTYCLEARs that a member missed.
+    /// DIRTYCLEARs that a member missed, but for what `of` has come to lack again since (C45).
     pub(crate) fn send_owed(&mut self, member: MemberId, cx: &mut Cx<'_>) {
         let after = self.last_idx();
         for of in self.members.without(member).iter() {
             let peer = &mut self.peers[member.index()];
-            let map = core::mem::take(peer.owed.get_mut(of));
+            let mut map = core::mem::take(peer.owed.get_mut(of));
+            if !mutant::on(Mutant::OwedWhateverCame) {
+                map.subtract(&self.absent[of.index()]);
+                map.subtract(&self.uncleared[of.index()]);
+            }
             if !map.is_empty() {
                 peer.control.push_back(Control::Clear {
                     map,

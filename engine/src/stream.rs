@@ -216,12 +216,6 @@ impl Engine {
             if !full {
                 skip = skip.with(member);
                 self.absent[member.index()].add_range(range);
-                for peer in &mut self.peers {
-                    let owed = peer.owed.get_mut(member);
-                    if !owed.is_empty() {
-                        owed.remove_mask(range.start.extent(), range.chunk_mask());
-                    }
-                }
             }
         }
         skip

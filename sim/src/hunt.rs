@@ -54,6 +54,7 @@ const CHEAP: &[(Mutant, u64)] = &[
     (Mutant::TaintForgetsLog, 1_000_051),
     (Mutant::JointIgnored, 1_000_122),
     (Mutant::LossNotHandedOn, 5_519_027_745_959),
+    (Mutant::OwedWhateverCame, 80_000_000_428_917),
     (Mutant::BlankHeard, 10_000_000_004_000),
     (Mutant::WitnessIgnoredInBase, 5_000_029),
     (Mutant::BaseLeftBehind, 5_000_029),

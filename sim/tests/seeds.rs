@@ -74,6 +74,7 @@ const REGRESSIONS: &[u64] = &[
     60_000_000_027_195, // clients were sent to an engine that another one was to take over from
     60_000_000_103_667, // the same
     60_000_000_109_905, // bytes of a hedge came into the answer of the first
+    80_000_000_428_917, // a missed DIRTYCLEAR was made up for after the blocks were lacked again (C45)
     80_000_000_014_994, // a newcomer was given up for what its WELCOME said before it was told
     80_000_000_008_259, // the checker knew only of windows what others lack, not of dirty maps (C9)
     70_000_000_064_158, // rot of an entry that only one had, where another happened to hold the same bytes

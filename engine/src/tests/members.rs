@@ -1,11 +1,11 @@
 //! Members that are slow, lost, broken or back again.
 
 use super::world::{MS, World, member};
-use crate::status::Role;
+use crate::status::{Link, Role};
 use crate::{Mode, Operator, Status, Waiting};
 use std::vec;
 use std::vec::Vec;
-use trilith_block::{ErrorKind, MemberSet, Monotonic, Term};
+use trilith_block::{BlockRange, Blocks, ErrorKind, Lba, MemberSet, Monotonic, Term};
 
 fn status(w: &World) -> Status {
     w.engine.status(Monotonic(w.now))
@@ -18,7 +18,7 @@ fn write_some(w: &mut World, count: u64, value: u8) {
 }
 
 fn assert_equal(w: &World) {
-    let range = trilith_block::BlockRange::new(trilith_block::Lba(0), trilith_block::Blocks(1024));
+    let range = BlockRange::new(Lba(0), Blocks(1024));
     let first = w.fakes[0].content(range);
     for fake in &w.fakes[1..] {
         assert!(
@@ -489,4 +489,39 @@ fn a_silent_member_is_noticed() {
     w.run(3_000);
     assert_equal(&w);
     w.stop();
+}
+
+/// C45: whenever the member that misses the DIRTYCLEAR goes.
+#[test]
+fn a_clear_that_was_missed_spares_what_is_lacked_again() {
+    for cut in 0..60 {
+        let mut w = World::new(3);
+        w.wait_mode(Mode::Healthy);
+        w.isolate(2);
+        w.written(0, &[1; 4096]);
+        w.run(4_000);
+        w.heal(2);
+        let comes = |w: &mut World| status(w).members[2].link == Link::Up;
+        assert!(w.until(20_000, comes));
+        let end = w.now + cut * MS / 4;
+        w.until(1_000, |w| end <= w.now);
+        w.isolate(1);
+        w.run(4_000);
+        w.heal(1);
+        w.wait_mode(Mode::Healthy);
+        // Meant for it in full, and never accepted.
+        w.isolate(2);
+        w.written(0, &[2; 4096]);
+        w.run(4_000);
+        w.isolate(1);
+        w.run(20);
+        w.heal(1);
+        w.run(1_000);
+        let lacked = |at: usize| w.fakes[at].dirty[2].touches(BlockRange::new(Lba(0), Blocks(1)));
+        assert!(lacked(0) && lacked(1), "cut at {cut}");
+        w.heal(2);
+        w.wait_mode(Mode::Healthy);
+        assert_eq!(w.bytes(0, 4096), [2; 4096]);
+        w.stop();
+    }
 }
