@@ -75,6 +75,9 @@ const REGRESSIONS: &[u64] = &[
     60_000_000_103_667, // the same
     60_000_000_109_905, // bytes of a hedge came into the answer of the first
     80_000_000_428_917, // a missed DIRTYCLEAR was made up for after the blocks were lacked again (C45)
+    80_000_000_386_210, // the checker of the last scrub: a rebuild beside it repairs blocks as well
+    80_000_000_340_700, // the same
+    80_000_000_103_164, // the same
     80_000_000_014_994, // a newcomer was given up for what its WELCOME said before it was told
     80_000_000_008_259, // the checker knew only of windows what others lack, not of dirty maps (C9)
     70_000_000_064_158, // rot of an entry that only one had, where another happened to hold the same bytes
